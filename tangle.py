@@ -1,0 +1,506 @@
+#!/usr/bin/env python3
+"""Tangle the book: write the program that simple_llm.md contains into build/.
+
+The book is plain Markdown. A fenced block belongs to the program when braces stand
+behind its language:
+
+    ```python {file=simple_llm/model.py}     a file of the program
+    ```python {#apply-the-causal-mask}       a chunk, a named piece of a file
+    ```python                                an illustration: never tangled
+
+A chunk is used by writing <<apply-the-causal-mask>> alone on a line of another block.
+The chunk's lines take that line's place, each moved right by its indentation. A second
+block with the same name continues the first.
+
+    tangle.py                      write build/; only what has changed is touched
+    tangle.py --blank NAME         the same, but chunk NAME raises NotImplementedError
+    tangle.py check                exit 1, with a diff, if build/ or a caption is stale
+    tangle.py where FILE:LINE      from a line of the program to the book, and back
+    tangle.py captions             refresh the caption line above each tangled block
+
+Mistakes in the book are reported as simple_llm.md:LINE, all of them in one run, and
+then nothing is written. The exit status is 1 for any failure, 2 for a wrong option.
+
+From Python: read_document, read_blocks, tangle, texts, locate, add_captions, write.
+"""
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Collection, Iterator, NamedTuple
+
+DOCUMENT = Path(__file__).resolve().with_name("simple_llm.md")
+BUILD = DOCUMENT.with_name("build")
+OURS = ".tangled"  # how the names of our own files in build/ begin
+MANIFEST = OURS + ".json"  # the sha256 of every file that we wrote
+
+FENCE = re.compile(r"( {0,3})(`{3,}|~{3,})[ \t]*(.*?)[ \t]*")
+ATTRIBUTES = re.compile(r"([^\s{}]+)[ \t]+\{ *(?:file=([^\s{}]+)|#([^\s{}]+)) *\}")
+MARKED = re.compile(r"[{}]|\bfile=|\s#")  # an info string that wants to be tangled
+NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+REFERENCE = re.compile(rf"([ \t]*)<<({NAME})>>[ \t]*")
+MISWRITTEN = re.compile(rf"<<{NAME}>>|^\s*<<.*>>\s*$")  # if it is no REFERENCE
+CAPTION = re.compile(r' {0,3}<a id="(?:chunk|file)-[^"]*"></a><sub>.*</sub>\s*')
+
+
+class Block(NamedTuple):
+    """A fenced block of the book, tangled or not."""
+    kind: str  # "file", "chunk", or "" for an illustration
+    name: str  # the path or the chunk's name
+    part: int  # 1, and 2, 3, ... where a chunk is continued
+    language: str
+    line: int  # of the opening fence, counted from 1; the body begins one below
+    body: list[str]  # without the line ends
+
+
+class Line(NamedTuple):
+    """A line of a tangled file, and where in the book it comes from."""
+    text: str
+    number: int
+    block: Block
+
+
+Files = dict[str, list[Line]]  # the lines of each file, by its path below build/
+Problem = tuple[int, str]  # a line of the book (0: none of them), and what is wrong
+
+
+class TangleError(Exception):
+    """All that is wrong; nothing has been written."""
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = sorted(problems)
+        super().__init__("\n".join(f"{line}: {wrong}" for line, wrong in self.problems))
+
+
+def read_document(path: Path = DOCUMENT) -> str:
+    """The document's text, with its line ends as they are."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        wrong = f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise TangleError((data.count(b"\n", 0, error.start) + 1, wrong)) from None
+
+
+def read_blocks(text: str) -> tuple[list[Block], list[Problem]]:
+    """Every fenced block, and what is wrong with the fences."""
+    blocks: list[Block] = []
+    problems: list[Problem] = []
+    block, indent, mark = None, 0, ""
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+        line = line.removesuffix("\r")
+        fence = FENCE.fullmatch(line)
+        if fence and fence[2][0] == "`" and "`" in fence[3]:
+            fence = None  # code within a line, such as ```x```
+        if block is None and fence:
+            indent, mark = len(fence[1]), fence[2]
+            kind, name, wrong = read_info(fence[3])
+            part = 1 + sum(b.kind == kind == "chunk" and b.name == name for b in blocks)
+            block = Block(kind, name, part, fence[3].split(" ")[0], number, [])
+            blocks.append(block)
+            problems += [(number, wrong)] if wrong else []
+        elif block and fence and fence[2].startswith(mark) and not fence[3]:
+            block = None
+        elif block:
+            if fence and fence[2].startswith(mark):
+                problems.append((number, "a fence inside the block that line "
+                    f"{block.line} opens: close that one, or make its fence longer"))
+            spaces = len(line) - len(line.lstrip(" "))
+            block.body.append(line[min(indent, spaces):])
+    if block:
+        problems.append((block.line, "this fence is never closed"))
+    return blocks, problems
+
+
+def read_info(info: str) -> tuple[str, str, str | None]:
+    """The kind and name that a fence gives its block, and what is wrong with them."""
+    match = ATTRIBUTES.fullmatch(info)
+    if match and match[2]:
+        return "file", match[2], None
+    if match and re.fullmatch(NAME, match[3]):
+        return "chunk", match[3], None
+    wrong = (f"cannot read `{info}`: write ```language {{file=PATH}} or ```language "
+             "{#NAME}; a name is a letter, then letters, digits, - and _")
+    return "", "", wrong if MARKED.search(info) else None
+
+
+def find_problems(blocks: list[Block], build: Path | None) -> Iterator[Problem]:
+    """What is wrong with paths, names and references."""
+    files: dict[str, int] = {}
+    for block in blocks:
+        if block.kind == "file" and block.name in files:
+            yield block.line, (f"the file {block.name} is defined twice, "
+                               f"first at line {files[block.name]}")
+        elif block.kind == "file":
+            files[block.name] = block.line
+    for path, line in files.items():
+        if wrong := path_problem(path, build):
+            yield line, f"the path {path} {wrong}"
+        for parent in set(parents(path)) & files.keys():
+            yield line, (f"the path {path} needs a directory {parent}, "
+                         f"which is a file at line {files[parent]}")
+    chunks = gather_chunks(blocks)
+    uses = list(find_uses(blocks))
+    for name in chunks.keys() - {use.text for use in uses}:
+        yield chunks[name][0].line, f"nothing uses the chunk ⟨{name}⟩"
+    for name in chunks.keys() & files.keys():
+        yield chunks[name][0].line, f"the chunk ⟨{name}⟩ has the name of a file"
+    for use in uses:
+        if use.text not in chunks:
+            yield use.number, f"there is no chunk ⟨{use.text}⟩"
+    for line in numbered_lines(blocks):
+        if MISWRITTEN.search(line.text) and not REFERENCE.fullmatch(line.text):
+            yield line.number, (
+                f"`{line.text.strip()}`: a reference is <<name>> alone on its line, "
+                "with no spaces in the name (a shift has spaces around it)")
+    yield from find_cycles(uses)
+
+
+def path_problem(path: str, build: Path | None) -> str | None:
+    """Why a file cannot have this path, or cannot be written to it below build/."""
+    parts = path.split("/")
+    if path.startswith("/"):
+        return "is absolute; paths start in build/"
+    if ".." in parts:
+        return "has a `..`; all that is tangled stays in build/"
+    if not re.fullmatch(r"[A-Za-z0-9_.+/-]+", path) or "" in parts or "." in parts:
+        return "is not plain: names of letters, digits and _.+-, with one / between"
+    if any(part.startswith(OURS) for part in parts):
+        return "has a name that tangle.py keeps for itself"
+    if build is None:
+        return None
+    if any((build / step).is_symlink() for step in (path, *parents(path))):
+        return f"goes through a symbolic link in {build}"
+    if (build / path).is_dir() or any((build / up).is_file() for up in parents(path)):
+        return f"has a directory for a file, or a file for one, in {build}: remove it"
+    return None
+
+
+def find_cycles(uses: list[Line]) -> Iterator[Problem]:
+    """Walk down from every chunk; a cycle is a step back to one we came through."""
+    inside: dict[str, list[Line]] = {}
+    for use in uses:
+        if use.block.kind == "chunk":
+            inside.setdefault(use.block.name, []).append(use)
+    done: set[str] = set()
+    for start in inside:
+        path, ahead = [start], [iter(() if start in done else inside[start])]
+        while path:
+            use = next(ahead[-1], None)
+            if use is None:
+                done.add(path.pop())
+                ahead.pop()
+            elif use.text in path:
+                cycle = path[path.index(use.text):] + [use.text]
+                yield use.number, "a cycle: " + " → ".join(f"⟨{c}⟩" for c in cycle)
+            elif use.text not in done:
+                path.append(use.text)
+                ahead.append(iter(inside.get(use.text, [])))
+
+
+def find_uses(blocks: list[Block]) -> Iterator[Line]:
+    """Every reference: the chunk's name as the text, and where it stands."""
+    for line in numbered_lines(blocks):
+        if match := REFERENCE.fullmatch(line.text):
+            yield line._replace(text=match[2])
+
+
+def gather_chunks(blocks: list[Block]) -> dict[str, list[Block]]:
+    """The blocks of each chunk, in order."""
+    chunks: dict[str, list[Block]] = {}
+    for block in blocks:
+        if block.kind == "chunk":
+            chunks.setdefault(block.name, []).append(block)
+    return chunks
+
+
+def parents(path: str) -> list[str]:
+    """The directories on the way to a file: a/b/c.py has a/b and a."""
+    return [str(parent) for parent in PurePosixPath(path).parents][:-1]
+
+
+def tangle(
+    text: str, blank: Collection[str] = (), build: Path | None = None,
+    title: str = DOCUMENT.name,
+) -> Files:
+    """The lines of every file of the book; a TangleError says all that is wrong.
+
+    The chunks in `blank` are left out: each raises NotImplementedError in its place.
+    With `build`, it is an error if a path goes through a symbolic link there.
+    """
+    blocks, problems = read_blocks(text)
+    chunks = gather_chunks(blocks)
+    problems += find_problems(blocks, build)
+    problems += [(0, f"--blank {name}: the book has no such chunk")
+                 for name in blank if name not in chunks]
+    if problems:
+        raise TangleError(*problems)
+    for name in set(blank):
+        first = chunks[name][0]
+        raising = f'raise NotImplementedError("exercise {name}: {title}:{first.line}")'
+        chunks[name] = [first._replace(line=first.line - 1, body=[raising])]
+    return {block.name: list(expand(block, chunks))
+            for block in blocks if block.kind == "file"}
+
+
+def expand(block: Block, chunks: dict[str, list[Block]]) -> Iterator[Line]:
+    """The lines of a block, with the lines of chunks in place of references."""
+    stack = [("", numbered_lines([block]))]
+    while stack:
+        indent, lines = stack[-1]
+        line = next(lines, None)
+        if line is None:
+            stack.pop()
+        elif match := REFERENCE.fullmatch(line.text):
+            stack.append((indent + match[1], numbered_lines(chunks[match[2]])))
+        else:
+            yield line._replace(text=indent + line.text) if line.text.strip() else line
+
+
+def numbered_lines(blocks: list[Block]) -> Iterator[Line]:
+    """The lines of the tangled ones of these blocks, as they stand in the book."""
+    for block in blocks:
+        if block.kind:
+            for number, text in enumerate(block.body, block.line + 1):
+                yield Line(text, number, block)
+
+
+def texts(files: Files) -> dict[str, str]:
+    """The text of every file that `tangle` returned."""
+    return {path: "".join(line.text + "\n" for line in lines)
+            for path, lines in files.items()}
+
+
+def locate(files: Files, file: str, number: int, build: Path = BUILD) -> Line:
+    """The line of a tangled file, given from here, from the root or from build/."""
+    path = Path(os.path.relpath(os.path.realpath(file), os.path.realpath(build)))
+    path = path.as_posix() if path.as_posix() in files else Path(file).as_posix()
+    if path not in files:
+        raise TangleError((0, f"{file} is not one of: {', '.join(files)}"))
+    if not 1 <= number <= len(files[path]):
+        raise TangleError((0, f"{path} ends at line {len(files[path])}"))
+    return files[path][number - 1]
+
+
+def add_captions(text: str) -> str:
+    """The document with a caption, which GitHub shows, above each tangled block."""
+    blocks, _ = read_blocks(text)
+    fresh = captions(blocks)
+    hidden = {n for b in blocks for n in range(b.line, b.line + len(b.body) + 2)}
+    lines, out = text.split("\n"), []
+    for number, line in enumerate(lines, 1):
+        if number not in hidden and CAPTION.fullmatch(line):
+            if out and not (out[-1] + "".join(lines[number:number + 1])).strip():
+                out.pop()  # of the blank lines around an orphan, one is enough
+            continue
+        if number in fresh:
+            end = "\r" if line.endswith("\r") else ""
+            if out and out[-1].strip():
+                out.append(end)
+            out.append(line[:len(line) - len(line.lstrip(" "))] + fresh[number] + end)
+        out.append(line)
+    return "\n".join(out)
+
+
+def captions(blocks: list[Block]) -> dict[int, str]:
+    """The caption of each tangled block, by the line of its fence."""
+    chunks = gather_chunks(blocks)
+    users: dict[str, dict[str, None]] = {}  # for each chunk, the links, each once
+    for use in find_uses(blocks):
+        users.setdefault(use.text, {})[link(use.block)] = None
+    lines = {}
+    for block in (block for block in blocks if block.kind):
+        words = [f"**{label(block)}**"]
+        if block.kind == "chunk":
+            parts = chunks[block.name]
+            words += [f"continues {link(parts[0])}"] if block.part > 1 else []
+            words += [f"used in {', '.join(users.get(block.name, []))}"]
+            words += [f"continued in {link(later)}" for later in parts[block.part:][:1]]
+        target = f'<a id="{anchor(block)}"></a>'
+        lines[block.line] = f"{target}<sub>{' · '.join(words)}</sub>"
+    return lines
+
+
+def anchor(block: Block) -> str:
+    """What links to the block point at."""
+    part = f"-{block.part}" if block.part > 1 else ""
+    return f"{block.kind}-{block.name.replace('/', '-')}{part}"
+
+
+def label(block: Block) -> str:
+    """What the reader sees as the block's name."""
+    part = f" {block.part}" if block.part > 1 else ""
+    return f"⟨{block.name}⟩{part}" if block.kind == "chunk" else f"`{block.name}`"
+
+
+def link(block: Block) -> str:
+    return f"[{label(block)}](#{anchor(block)})"
+
+
+def write(files: dict[str, str], build: Path = BUILD, force: bool = False) -> list[str]:
+    """Make build/ hold these files; return the paths that were written or removed.
+
+    Before anything else is changed, the manifest learns the hashes of the new files
+    beside those of the old. So whatever a killed run leaves, the next knows as ours.
+    """
+    new = {path: [sha256(text.encode("utf-8")).hexdigest()]
+           for path, text in files.items()}
+    build.mkdir(parents=True, exist_ok=True)
+    with open(__file__) as lock:
+        with suppress(ImportError, OSError):  # two runs at once take turns
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for temporary in build.rglob(OURS + "-*.tmp"):
+            temporary.unlink()  # a killed run left it
+        known = read_manifest(build)
+        both = {path: known.get(path, []) + new.get(path, [])
+                for path in known.keys() | new.keys()}
+        found = {path: sha256((build / path).read_bytes()).hexdigest()
+                 for path in sorted(both) if (build / path).is_file()}
+        lost = [path for path in found if found[path] not in both[path]]
+        if lost and not force:
+            raise TangleError((0, refusal(lost, known, build)))
+        gone = [path for path in found if path not in new]
+        stale = [path for path in new if found.get(path) not in new[path]]
+        if gone or stale:
+            replace_file(build / MANIFEST, json.dumps(both, indent=1))
+        for path in gone:
+            (build / path).unlink()
+        for path in known.keys() - new.keys():
+            with suppress(OSError):  # up to one that is not empty, as build/ never is
+                os.removedirs((build / path).parent)
+        for path in stale:
+            (build / path).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(build / path, files[path])
+        if gone or stale or known != new:
+            replace_file(build / MANIFEST, json.dumps(new, indent=1))
+    return gone + stale
+
+
+def read_manifest(build: Path) -> dict[str, list[str]]:
+    """The hashes that each file of ours may have, without what cannot be trusted."""
+    known = {}
+    with suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
+        for path, hashes in json.loads((build / MANIFEST).read_bytes()).items():
+            if not path_problem(path, build):
+                known[path] = list(hashes)
+    return known
+
+
+def refusal(lost: list[str], known: Collection[str], build: Path) -> str:
+    """Why nothing was written, and what to do about it."""
+    why = {path: "changed by hand" if path in known else "not written by tangle.py"
+           for path in lost}
+    return "\n".join(["nothing was written, because this would be lost:",
+        *(f"  {os.path.relpath(build / path)}: {why[path]}" for path in lost),
+        "Move a change into the book (`tangle.py where FILE:LINE` finds the place) and",
+        "delete the file; or run again with --force, which discards what is listed."])
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that nobody, at any moment, finds half of it."""
+    temporary = path.with_name(f"{OURS}-{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(text.encode("utf-8"))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def command_tangle(args: argparse.Namespace, text: str, files: Files) -> int:
+    changed = write(texts(files), args.build, args.force)
+    written = len(files.keys() & set(changed))
+    print(f"{args.build.name}: {written} of {len(files)} files written, "
+          f"{len(changed) - written} removed" if changed else "nothing to do")
+    return 0
+
+
+def command_check(args: argparse.Namespace, text: str, files: Files) -> int:
+    wanted = {args.build / path: None for path in read_manifest(args.build)}
+    wanted |= {args.build / path: new for path, new in texts(files).items()}
+    wanted[args.document] = add_captions(text)
+    stale = 0
+    for path, new in wanted.items():
+        old = path.read_bytes().decode("utf-8", "replace") if path.is_file() else None
+        if old != new:
+            stale = 1
+            name = os.path.relpath(path)
+            print(f"{name} is stale", file=sys.stderr)
+            print(*difflib.unified_diff(
+                (old or "").split("\n"), (new or "").split("\n"),
+                name, f"{name} as it should be", lineterm=""), sep="\n")
+    return stale
+
+
+def command_where(args: argparse.Namespace, text: str, files: Files) -> int:
+    file, _, digits = args.place.rpartition(":")
+    if file != args.document.name and Path(file).resolve() != args.document.resolve():
+        line = locate(files, file, int(digits), args.build)
+        name = f"⟨{line.block.name}⟩" if line.block.kind == "chunk" else line.block.name
+        print(f"{args.document.name}:{line.number} {name}")
+        return 0
+    places = [f"{args.build.name}/{path}:{n}" for path, lines in files.items()
+              for n, line in enumerate(lines, 1) if line.number == int(digits)]
+    if not places:
+        raise TangleError((int(digits), "no line of the program comes from here"))
+    print("\n".join(places))
+    return 0
+
+
+def command_captions(args: argparse.Namespace, text: str, files: Files) -> int:
+    captioned = add_captions(text)
+    if captioned != text:
+        replace_file(args.document.resolve(), captioned)
+    print("nothing to do" if captioned == text else f"{args.document.name}: written")
+    return 0
+
+
+COMMANDS = {"tangle": command_tangle, "check": command_check,
+            "where": command_where, "captions": command_captions}
+
+
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="tangle.py", description=description, epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("command", nargs="?", choices=COMMANDS, default="tangle", help="see below")
+    add("place", nargs="?", metavar="FILE:LINE", help="for `where`")
+    add("--document", type=Path, default=DOCUMENT, help="the book: %(default)s")
+    add("--build", type=Path, default=BUILD, help="the program: %(default)s")
+    add("--blank", action="append", default=[], metavar="NAME",
+        help="leave chunk NAME out, as an exercise; may be repeated")
+    add("--force", action="store_true", help="discard what was changed by hand")
+    args = parser.parse_intermixed_args(argv)
+    if (args.command == "where") != bool(re.fullmatch(".+:[0-9]+", args.place or "")):
+        parser.error("`where`, and nothing else, takes one FILE:LINE")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return its exit status."""
+    args = read_arguments(argv)
+    try:
+        text = read_document(args.document)
+        files = tangle(text, args.blank, args.build, args.document.name)
+        return COMMANDS[args.command](args, text, files)
+    except TangleError as error:
+        for line, wrong in error.problems:
+            place = f"{args.document.name}:{line}" if line else "tangle.py"
+            print(f"{place}: {wrong}", file=sys.stderr)
+    except OSError as error:
+        print(f"tangle.py: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal without ⟨ ⟩
+    sys.exit(main())
