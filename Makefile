@@ -1,0 +1,60 @@
+# `make help` lists the targets. The first one that needs Python sets up .venv.
+
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+STAMP   := $(VENV)/.ready
+OUT     ?= model
+MODEL   ?= model
+RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
+
+.DEFAULT_GOAL := help
+.PHONY: help tangle train test generate eval tiny shell captions check book-check refresh clean
+
+help:  ## show this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
+		$(MAKEFILE_LIST)
+	@echo
+	@echo '  make train CORPUS=path/to/text.txt      train on your own text instead'
+	@echo '  make train ARGS="--epochs 20 --seed 1"  any option of simple_llm train'
+	@echo '  make generate PROMPT="..." MODEL=model  continue a prompt'
+
+# The stamp is written last: a set-up that was interrupted is done again.
+$(STAMP): requirements.txt setup.sh
+	@sh setup.sh $(VENV)
+	@touch $@
+
+tangle: $(STAMP)  ## extract the program from simple_llm.md into build/
+	@$(PYTHON) tangle.py
+
+train: tangle  ## train on the small world (or CORPUS=...), then let it answer
+	@$(RUN) train --out '$(OUT)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
+
+generate: tangle  ## continue PROMPT="..." with the trained model
+	@$(RUN) generate --model '$(MODEL)' --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
+
+eval: tangle  ## measure the trained model on held-out text
+	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
+
+tiny: tangle  ## run the one-page model of chapter 1
+	@$(RUN).tiny
+
+shell: tangle  ## a Python session that can import simple_llm
+	@PYTHONPATH=build $(PYTHON) -i -c 'print("import numpy as np; from simple_llm.model import *")'
+
+test: tangle  ## check every gradient, and everything else
+	@$(PYTHON) -m pytest -q tests $(ARGS)
+
+captions: $(STAMP)  ## renew the caption lines above the chunks of the book
+	@$(PYTHON) tangle.py captions
+
+book-check: tangle  ## is everything that the book shows still true?
+	@$(PYTHON) tangle.py check
+	@$(PYTHON) tests/book.py check
+
+refresh: tangle  ## renew the outputs shown in the book (ARGS=all: the long runs, too)
+	@$(PYTHON) tests/book.py refresh $(ARGS)
+	@$(PYTHON) tangle.py captions
+
+clean:  ## remove what was built, but no model
+	@rm -rf $(VENV) .pytest_cache tests/__pycache__ __pycache__
+	@find build -mindepth 1 ! -name .gitignore -delete
