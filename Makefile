@@ -26,32 +26,37 @@ $(STAMP): requirements.txt setup.sh
 tangle: $(STAMP)  ## extract the program from simple_llm.md into build/
 	@$(PYTHON) tangle.py
 
-train: tangle  ## train on the small world (or CORPUS=...), then let it answer
+# The same before everything else, without a word unless something is wrong.
+.PHONY: build
+build: $(STAMP)
+	@$(PYTHON) tangle.py >/dev/null
+
+train: build  ## train on the small world (or CORPUS=...), then let it answer
 	@$(RUN) train --out '$(OUT)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
 
-generate: tangle  ## continue PROMPT="..." with the trained model
+generate: build  ## continue PROMPT="..." with the trained model
 	@$(RUN) generate --model '$(MODEL)' --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
 
-eval: tangle  ## measure the trained model on held-out text
+eval: build  ## measure the trained model on held-out text
 	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
 
-tiny: tangle  ## run the one-page model of chapter 1
+tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
-shell: tangle  ## a Python session that can import simple_llm
+shell: build  ## a Python session that can import simple_llm
 	@PYTHONPATH=build $(PYTHON) -i -c 'print("import numpy as np; from simple_llm.model import *")'
 
-test: tangle  ## check every gradient, and everything else
+test: build  ## check every gradient, and everything else
 	@$(PYTHON) -m pytest -q tests $(ARGS)
 
 captions: $(STAMP)  ## renew the caption lines above the chunks of the book
 	@$(PYTHON) tangle.py captions
 
-book-check: tangle  ## is everything that the book shows still true?
+book-check: build  ## is everything that the book shows still true?
 	@$(PYTHON) tangle.py check
 	@$(PYTHON) tests/book.py check
 
-refresh: tangle  ## renew the outputs shown in the book (ARGS=all: the long runs, too)
+refresh: build  ## renew the outputs shown in the book (ARGS=all: the long runs, too)
 	@$(PYTHON) tests/book.py refresh $(ARGS)
 	@$(PYTHON) tangle.py captions
 
