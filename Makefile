@@ -8,7 +8,7 @@ MODEL   ?= model
 RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test generate eval tiny shell captions check book-check refresh clean
+.PHONY: help tangle train test generate eval tiny shell captions check book-check refresh refresh-all clean
 
 help:  ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
@@ -56,8 +56,13 @@ book-check: build  ## is everything that the book shows still true?
 	@$(PYTHON) tangle.py check
 	@$(PYTHON) tests/book.py check
 
-refresh: build  ## renew the outputs shown in the book (ARGS=all: the long runs, too)
-	@$(PYTHON) tests/book.py refresh $(ARGS)
+refresh: build  ## renew the outputs of sessions and quick commands in the book
+	@$(PYTHON) tests/book.py refresh
+	@$(PYTHON) tangle.py captions
+
+refresh-all: build  ## renew the long runs in the book, too, and its figures (minutes)
+	@$(PYTHON) tests/book.py refresh all
+	@cp model/loss.svg figures/loss.svg
 	@$(PYTHON) tangle.py captions
 
 clean:  ## remove what was built, but no model

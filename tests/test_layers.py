@@ -1,4 +1,4 @@
-"""Each layer alone: its values against plain Python, its gradients against the definition.
+"""Each layer alone: values against plain Python, gradients against the definition.
 
 A gradient's error is measured against the largest element of the gradient.
 """
@@ -196,7 +196,8 @@ def test_layer_norm_matches_pytorch():
     layer = LayerNorm(4, np.float64)
     layer.weight.data[...] = expected("layernorm/weight")
     layer.bias.data[...] = expected("layernorm/bias")
-    assert error(layer.forward(expected("layernorm/x")), expected("layernorm/y")) < 1e-13
+    y = layer.forward(expected("layernorm/x"))
+    assert error(y, expected("layernorm/y")) < 1e-13
     dx = layer.backward(expected("layernorm/dy"))
     for row in range(4):  # rows differ in size by 1000
         assert error(dx[row], expected("layernorm/dx")[row]) < 1e-9, row
@@ -267,7 +268,8 @@ def test_gelu_of_an_array_longer_than_a_piece():
 
 def test_softmax_is_exp_over_the_sum_of_exp():
     z = normal(3, 4)
-    wanted = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in z.tolist()]
+    wanted = [[math.exp(x) / sum(map(math.exp, row)) for x in row]
+              for row in z.tolist()]
     np.testing.assert_allclose(softmax(z), wanted, rtol=1e-14)
 
 

@@ -1,0 +1,372 @@
+"""The command line as a user types it. Bad input gets one sentence and no traceback."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import simple_llm
+from simple_llm.model import SimpleLLM
+from simple_llm.tokenizer import Tokenizer
+
+BUILD = Path(simple_llm.__file__).parent.parent
+ENV = {**os.environ, "PYTHONPATH": str(BUILD), "PYTHONIOENCODING": "utf-8"}
+TEXT = "the cat sat on the mat.\nthe dog sat on the log.\n" * 12
+TINY = ("--layers", "1", "--heads", "2", "--width", "8", "--context", "8",
+        "--epochs", "1", "--threads", "1", "--no-ladder")
+
+
+def run(*arguments, cwd, stdin=None, module="simple_llm"):
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], cwd=cwd, env=ENV,
+        capture_output=True, text=True, encoding="utf-8", timeout=60, stdin=stdin,
+    )
+
+
+def assert_one_sentence(done, *says):
+    """Exit status 1 and a single line on stderr, which says what is wrong."""
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    lines = [x for x in done.stderr.splitlines() if x and not x.startswith("epoch")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("simple_llm: ")
+    for word in says:
+        assert word in lines[0]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with a text, and a model that was trained on it."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "text.txt").write_text(TEXT)
+    done = run("train", "--corpus", "text.txt", *TINY, cwd=home)
+    assert done.returncode == 0, done.stderr
+    (home / "printed.txt").write_text(done.stdout)
+    (home / "progress.txt").write_text(done.stderr, encoding="utf-8")
+    return home
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A directory with a model of the small world."""
+    home = tmp_path_factory.mktemp("world")
+    done = run("train", "--epochs", 1, "--layers", 1, "--heads", 2, "--width", 8,
+               "--batch-size", 4, "--threads", 2, "--no-ladder", cwd=home)
+    assert done.returncode == 0, done.stderr
+    (home / "printed.txt").write_text(done.stdout)
+    return home
+
+
+# What works
+
+
+def test_training_leaves_a_model_directory_as_hugging_face_reads_it(home):
+    names = {path.name for path in (home / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json",
+            "tokenizer_config.json"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    model, tokenizer = SimpleLLM.from_pretrained(home / "model"), Tokenizer.load(
+        home / "model")
+    assert model.config.vocab_size == tokenizer.vocab_size
+    assert (model.config.n_layers, model.config.d_model) == (1, 8)
+
+
+def test_training_tells_the_loss_that_the_saved_model_has(home):
+    told = re.search(r"validation loss (\d+\.\d+)", (home / "printed.txt").read_text())
+    done = run("eval", "--corpus", "text.txt", cwd=home)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"loss (\d+\.\d+) nats", done.stdout)
+    assert abs(float(told[1]) - float(found[1])) < 2e-3
+
+
+def test_progress_without_a_terminal_is_plain_lines(home):
+    progress = (home / "progress.txt").read_text(encoding="utf-8")
+    assert "\r" not in progress and "\x1b" not in progress
+    assert 1 <= len(progress.splitlines()) <= 50
+    assert "tokens/s" in progress and "left" in progress
+
+
+def test_the_same_seed_trains_to_the_same_bytes(home, tmp_path):
+    done = run("train", "--corpus", home / "text.txt", *TINY, cwd=tmp_path)
+    assert done.returncode == 0
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (
+            home / "model" / name).read_bytes()
+
+
+def test_generate_continues_the_prompt_and_repeats_itself_with_a_seed(home):
+    ask = ("generate", "--prompt", "the ", "--max-new-tokens", 20, "--seed", 3)
+    one, two = run(*ask, cwd=home), run(*ask, cwd=home)
+    assert one.returncode == 0 and one.stderr == ""
+    assert one.stdout.startswith("the ") and len(one.stdout) > 5
+    assert one.stdout == two.stdout
+
+
+def test_generate_begins_a_text_without_a_prompt(home):
+    done = run("generate", "--max-new-tokens", 5, "--temperature", 0, cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_generate_takes_a_prompt_longer_than_the_context(home):
+    prompt = "the cat sat on the mat. the dog"
+    done = run("generate", "--prompt", prompt, "--max-new-tokens", 30, cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(prompt)
+
+
+def test_an_unknown_character_in_the_prompt_is_named(home):
+    done = run("generate", "--prompt", "the é", "--max-new-tokens", 3, cwd=home)
+    assert done.returncode == 0
+    assert "'é'" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [
+    ("--top-k", 1), ("--top-k", 1000), ("--top-p", 0), ("--top-p", 1),
+    ("--temperature", 0), ("--temperature", "1e-6"), ("--temperature", "1e6"),
+], ids=str)
+def test_extreme_options_of_generate_work(home, options):
+    done = run("generate", "--max-new-tokens", 9, *options, cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_words_can_be_tokens(home, tmp_path):
+    done = run("train", "--corpus", home / "text.txt", "--tokenizer", "word", *TINY,
+               cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Tokenizer.load(tmp_path / "model").kind == "word"
+
+
+def test_the_small_world_is_trained_and_evaluated(world):
+    printed = (world / "printed.txt").read_text()
+    assert "floor" in printed and "against habit" in printed
+    told = re.search(r"loss (\d+\.\d+) - floor (\d+\.\d+) = (-?\d+\.\d+)", printed)
+    assert abs(float(told[1]) - float(told[2]) - float(told[3])) < 0.0016
+    done = run("eval", cwd=world)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"loss (\d+\.\d+) nats", done.stdout)
+    assert abs(float(told[1]) - float(found[1])) < 1e-3
+    assert "questions answered" in done.stdout
+
+
+def test_the_loss_curve_is_a_picture(world, home):
+    import xml.etree.ElementTree
+    for directory in (world, home):
+        picture = (directory / "model" / "loss.svg").read_text(encoding="utf-8")
+        root = xml.etree.ElementTree.fromstring(picture)
+        assert root.tag.endswith("svg")
+        assert "nan" not in picture.lower()
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("generate",), ("eval",)], ids=str)
+def test_help_exits_0_and_shows_options(command, tmp_path):
+    done = run(*command, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ")
+
+
+def test_train_py_in_build_trains(home, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "train.py", "--corpus", home / "text.txt", *TINY,
+         "--out", tmp_path / "m"], cwd=BUILD, capture_output=True, text=True,
+        encoding="utf-8", timeout=60, env={**ENV, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    SimpleLLM.from_pretrained(tmp_path / "m")
+
+
+def test_simple_llm_train_can_be_run_as_a_module(home, tmp_path):
+    done = run("--corpus", home / "text.txt", *TINY, cwd=tmp_path,
+               module="simple_llm.train")
+    assert done.returncode == 0, done.stderr
+    SimpleLLM.from_pretrained(tmp_path / "model")
+
+
+def test_a_corpus_may_have_the_line_ends_of_windows(home, tmp_path):
+    (tmp_path / "text.txt").write_bytes(TEXT.replace("\n", "\r\n").encode())
+    done = run("train", "--corpus", "text.txt", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Tokenizer.load(tmp_path / "model").tokens == Tokenizer.load(
+        home / "model").tokens
+
+
+def test_a_terminal_that_knows_only_ascii_gets_an_answer(tmp_path):
+    (tmp_path / "text.txt").write_text("né là où ça été\n" * 30, encoding="utf-8")
+    env = {**ENV, "PYTHONIOENCODING": "ascii"}
+    for arguments in (("train", "--corpus", "text.txt", *TINY), ("generate",)):
+        done = subprocess.run([sys.executable, "-m", "simple_llm", *arguments], env=env,
+                              cwd=tmp_path, capture_output=True, timeout=60)
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (b"", "empty"), (b"\n \n", "empty"), (b"\x7fELF\0\0\1", "NUL"),
+    (b"abc\xff\xfe" * 100, "UTF-8"), (b"too short", "too few"),
+])
+def test_a_corpus_that_cannot_be_used(tmp_path, data, says):
+    (tmp_path / "text.txt").write_bytes(data)
+    done = run("train", "--corpus", "text.txt", *TINY, cwd=tmp_path)
+    assert_one_sentence(done, says)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_corpus_shorter_than_the_context(home, tmp_path):
+    done = run("train", "--corpus", home / "text.txt", *TINY, "--context", 5000,
+               cwd=tmp_path)
+    assert_one_sentence(done, "context", "5000")
+
+
+@pytest.mark.parametrize("corpus", ["missing.txt", "."])
+def test_a_corpus_that_cannot_be_read(tmp_path, corpus):
+    done = run("train", "--corpus", corpus, *TINY, cwd=tmp_path)
+    assert_one_sentence(done, "cannot read", corpus)
+
+
+def test_a_corpus_without_a_name(tmp_path):
+    done = run("train", "--corpus", "", *TINY, cwd=tmp_path)
+    assert_one_sentence(done, "cannot read")
+
+
+@pytest.mark.parametrize("options", [
+    ("train", "--no-such-option"), ("train", "--epochs", "0"),
+    ("train", "--width", "-8"),
+    ("train", "--epochs", "many"), ("generate", "--top-k", "0"), ("fly",), (),
+    ("train", "--tokenizer", "bpe"), ("generate", "--max-new-tokens", "-1"),
+    ("train", "--learning-rate", "fast"),
+], ids=str)
+def test_a_wrong_option_exits_2(tmp_path, options):
+    done = run(*options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "usage: " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [
+    ("train", "--learning-rate", "nan"), ("train", "--learning-rate", "-1"),
+    ("train", "--learning-rate", "0"), ("train", "--seed", "-1"),
+    ("train", "--dropout", "1"), ("train", "--dropout", "nan"),
+    ("generate", "--temperature", "nan"), ("generate", "--temperature", "-1"),
+    ("generate", "--seed", "-1"), ("generate", "--top-p", "nan"),
+    ("generate", "--top-p", "-1"),
+], ids=str)
+def test_a_number_that_makes_no_sense_is_refused(home, tmp_path, options):
+    extra = ("--corpus", "text.txt", *TINY, "--out", tmp_path / "m")
+    done = run(*options, *(extra if options[0] == "train" else ()), cwd=home)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (1, 2)
+
+
+@pytest.mark.parametrize("command", ["generate", "eval"])
+def test_a_model_directory_that_is_not_there(tmp_path, command):
+    done = run(command, "--model", "nowhere", cwd=tmp_path)
+    assert_one_sentence(done, "cannot read", "nowhere", "make train")
+
+
+def test_heads_that_cannot_share_the_width(home, tmp_path):
+    done = run("train", "--corpus", home / "text.txt", *TINY, "--heads", 3,
+               cwd=tmp_path)
+    assert_one_sentence(done, "3 heads", "8")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_is_cut_short(home, tmp_path):
+    for path in (home / "model").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data[:-5])
+    assert_one_sentence(run("generate", "--model", ".", cwd=tmp_path), "damaged")
+
+
+def test_a_tokenizer_of_another_model(home, world, tmp_path):
+    for path in (home / "model").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    other = (world / "model" / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(other)
+    done = run("generate", "--model", ".", cwd=tmp_path)
+    assert_one_sentence(done, "do not belong together")
+
+
+def test_eval_of_a_text_model_on_the_small_world(home):
+    assert_one_sentence(run("eval", cwd=home), "--corpus")
+
+
+def test_an_output_directory_that_is_a_file(home, tmp_path):
+    (tmp_path / "model").write_text("precious")
+    done = run("train", "--corpus", home / "text.txt", *TINY, cwd=tmp_path)
+    assert_one_sentence(done, "model")
+    assert (tmp_path / "model").read_text() == "precious"
+
+
+@pytest.mark.parametrize("rate", ["1e3", "1e20", "1e38"])
+def test_a_learning_rate_that_is_too_high_spoils_no_saved_model(home, tmp_path, rate):
+    done = run("train", "--corpus", home / "text.txt", *TINY, "--epochs", 5,
+               "--learning-rate", rate, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 1)           # some rates only learn nothing
+    if done.returncode:
+        assert_one_sentence(done, "--learning-rate")
+    if (tmp_path / "model" / "model.safetensors").exists():
+        model = SimpleLLM.from_pretrained(tmp_path / "model")
+        assert np.isfinite(model.forward(np.array([[1, 4, 5]]))).all()
+
+
+def test_training_that_breaks_down_keeps_the_last_good_model(home, tmp_path):
+    for path in (home / "model").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    done = run("train", "--corpus", home / "text.txt", *TINY, "--learning-rate", "1e38",
+               "--out", ".", cwd=tmp_path)
+    assert done.returncode == 1 and "--learning-rate" in done.stderr
+    kept = SimpleLLM.from_pretrained(tmp_path)
+    assert np.isfinite(kept.forward(np.array([[1, 4, 5]]))).all()
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_model_that_can_be_loaded(home, tmp_path, sent):
+    command = [sys.executable, "-m", "simple_llm", "train", "--corpus",
+               str(home / "text.txt"), *TINY, "--epochs", "100000"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENV, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.readline()                  # it is about to start
+    time.sleep(0.5)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "stopped at step" in said
+    done = run("generate", "--max-new-tokens", 5, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [
+    ("generate", "--max-new-tokens", "2000", "--temperature", "5"),
+    ("train", "--corpus", "text.txt", *TINY, "--out", "piped"),
+], ids=lambda arguments: arguments[0])
+def test_a_reader_that_goes_away_causes_no_traceback(home, arguments):
+    command = [sys.executable, "-m", "simple_llm", *arguments]
+    process = subprocess.Popen(command, cwd=home, env=ENV, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    process.wait(timeout=60)
+    assert "Traceback" not in said and "BrokenPipe" not in said
+
+
+def test_a_full_disk_gives_one_sentence(home):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    command = [sys.executable, "-m", "simple_llm", "generate"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=home, env=ENV, stdout=full, text=True,
+                              stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "No space left" in done.stderr

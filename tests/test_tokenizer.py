@@ -1,0 +1,190 @@
+"""Text to ids and back, and the files of a tokenizer."""
+import json
+import warnings
+
+import pytest
+
+from simple_llm.checkpoint import UserError
+from simple_llm.tokenizer import Tokenizer
+
+ODD = (
+    "A b\n\nc\td\r\ne\rf  g \u00a0é e\u0301 <eos> \x00\x1c."
+    "\U0001f600\U0001f468\u200d\U0001f469"
+)
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def tokenizers():
+    return [Tokenizer.from_text(ODD, "char"), Tokenizer.from_text(ODD, "word")]
+
+
+def test_characters_make_the_round_trip_exactly():
+    tokenizer = Tokenizer.from_text(ODD, "char")
+    assert tokenizer.decode(tokenizer.encode(ODD)) == ODD
+
+
+def test_one_character_is_one_token():
+    tokenizer = Tokenizer.from_text(ODD, "char")
+    assert len(tokenizer.encode(ODD)) == len(ODD)
+
+
+def test_words_come_back_with_one_space_between_them():
+    tokenizer = Tokenizer.from_text("where is anna ?")
+    assert tokenizer.decode(tokenizer.encode("where  is\nanna?")) == "where is anna ?"
+
+
+def test_words_are_runs_of_letters_or_runs_of_signs():
+    pieces = Tokenizer.from_text("x").cut("don't go... to_2 the-end!\n(née)")
+    assert pieces == ["don", "'", "t", "go", "...", "to_2", "the", "-", "end", "!", "(",
+                      "née", ")"]
+
+
+@pytest.mark.parametrize("kind", ["word", "char"])
+def test_special_tokens_come_first_and_all_others_are_sorted(kind):
+    tokens = Tokenizer.from_text("b a c b", kind).tokens
+    assert tokens[:4] == ["<pad>", "<bos>", "<eos>", "<unk>"]
+    assert tokens[4:] == sorted(set("abc" + " " * (kind == "char")))
+
+
+@pytest.mark.parametrize("tokenizer", tokenizers(), ids=["char", "word"])
+def test_text_never_gives_a_special_token(tokenizer):
+    known = Tokenizer(tokenizer.kind, [*tokenizer.tokens, *"<>", "pad", "bos", "unk"])
+    for text in ("<pad>", "<bos> <eos>", "<eos>", "< eos >"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert not {0, 1, 2} & set(known.encode(text))
+
+
+@pytest.mark.parametrize("tokenizer", tokenizers(), ids=["char", "word"])
+def test_special_tokens_give_no_text(tokenizer):
+    ids = tokenizer.encode("A b")
+    assert tokenizer.decode([1, *ids, 2, 0, 0]) == tokenizer.decode(ids)
+
+
+def test_an_unknown_word_becomes_unk_with_a_warning_that_says_which():
+    tokenizer = Tokenizer.from_text("anna went")
+    with pytest.warns(UserWarning, match="'mars', 'zoe'$"):
+        assert tokenizer.encode("zoe went mars zoe") == [3, 5, 3, 3]
+    assert tokenizer.decode([3, 5]) == "<unk> went"
+
+
+def test_the_warning_names_five_at_the_most():
+    with pytest.warns(UserWarning) as caught:
+        Tokenizer.from_text("x", "char").encode("abcdefg")
+    assert str(caught[0].message).endswith("'a', 'b', 'c', 'd', 'e', ...")
+
+
+def test_a_known_text_gives_no_warning():
+    Tokenizer.from_text("anna went").encode("went anna")
+
+
+def test_encode_gives_plain_ints():
+    assert {type(id) for id in Tokenizer.from_text("a b").encode("a b")} == {int}
+
+
+@pytest.mark.parametrize("id", [-1, 5])
+def test_an_id_outside_the_vocabulary_is_refused(id):
+    with pytest.raises(UserError, match=r"outside 0\.\.4"):
+        Tokenizer.from_text("a").decode([4, id])
+
+
+def test_the_empty_text_has_no_tokens():
+    assert Tokenizer.from_text("a").encode("") == []
+    assert Tokenizer.from_text("a").decode([]) == ""
+
+
+@pytest.mark.parametrize(("text", "kind"), [
+    ("", "char"), ("", "word"), (" \n", "word"),
+])
+def test_a_vocabulary_of_nothing_is_refused(text, kind):
+    with pytest.raises(UserError, match="empty"):
+        Tokenizer.from_text(text, kind)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="'bpe'"):
+        Tokenizer.from_text("a", "bpe")
+
+
+def test_decode_takes_an_iterator():
+    tokenizer = Tokenizer.from_text("a b")
+    assert tokenizer.decode(iter(tokenizer.encode("b a"))) == "b a"
+
+
+# Files
+
+
+@pytest.mark.parametrize("tokenizer", tokenizers(), ids=["char", "word"])
+def test_a_saved_tokenizer_loads_as_it_was(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "new")
+    loaded = Tokenizer.load(tmp_path / "new")
+    assert (loaded.kind, loaded.tokens) == (tokenizer.kind, tokenizer.tokens)
+    assert loaded.encode(ODD) == tokenizer.encode(ODD)
+
+
+@pytest.mark.parametrize("tokenizer", tokenizers(), ids=["char", "word"])
+def test_tokenizer_json_has_the_form_that_hugging_face_reads(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    assert whole["model"]["type"] == "WordLevel"
+    assert whole["model"]["unk_token"] == "<unk>"
+    assert whole["model"]["vocab"] == {t: i for i, t in enumerate(tokenizer.tokens)}
+    added = [(t["id"], t["content"], t["special"]) for t in whole["added_tokens"]]
+    assert added == [(i, t, True) for i, t in enumerate(tokenizer.specials)]
+    assert whole["pre_tokenizer"]["type"] in ("Whitespace", "Split")
+
+
+@pytest.mark.parametrize("tokenizer", tokenizers(), ids=["char", "word"])
+def test_hugging_faces_engine_can_read_the_pattern(tokenizer, tmp_path):
+    """It is Oniguruma, which has no option s and refuses the whole file for it."""
+    tokenizer.save(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    pattern = whole["pre_tokenizer"].get("pattern", {}).get("Regex", "")
+    assert "(?s" not in pattern
+
+
+def test_tokenizer_config_names_the_class_and_the_special_tokens(tmp_path):
+    Tokenizer.from_text("a").save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["pad_token"] == "<pad>" and config["unk_token"] == "<unk>"
+    assert config["bos_token"] == "<bos>" and config["eos_token"] == "<eos>"
+
+
+@pytest.mark.parametrize("change", [
+    lambda whole: whole.pop("model"),
+    lambda whole: whole.update(model=None),
+    lambda whole: whole.update(pre_tokenizer=None),
+    lambda whole: whole["model"].update(vocab=["a", "b"]),
+    lambda whole: whole["model"].update(vocab={"a": 0}),
+    lambda whole: whole["model"]["vocab"].update(extra=99),
+    lambda whole: whole["model"]["vocab"].update(extra="four"),
+    lambda whole: whole["model"]["vocab"].update({"<pad>": 1, "<bos>": 0}),
+], ids=["no model", "null model", "null split", "list", "short", "gap", "words",
+        "swapped"])
+def test_another_programs_tokenizer_is_refused_in_one_sentence(change, tmp_path):
+    Tokenizer.from_text("a b").save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text("utf-8"))
+    change(whole)
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="tokenizer.json"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe\x00", b"[" * 100_000])
+def test_a_damaged_tokenizer_file_is_refused_in_one_sentence(data, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(UserError, match="tokenizer.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_missing_tokenizer_file_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        Tokenizer.load(tmp_path)

@@ -1,0 +1,505 @@
+"""The small world and its floor, batches, the reader's own text, and counting."""
+import itertools
+import math
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from simple_llm.checkpoint import UserError
+from simple_llm.corpus import (
+    StoryCorpus, TextCorpus, World, floor, pad_rows, read_text,
+)
+from simple_llm.ngram import NGram, ladder
+from simple_llm.tokenizer import Tokenizer
+
+TINY = World(
+    people=("anna", "ben"), places=("attic", "barn"), things=("apple", "bell"),
+    go=("went",), take=("took", "found"), habit=0.3, sentences=(2, 2), questions=1,
+)
+
+
+# Every story there is, with its probability
+
+
+class Coin:
+    """What random() returns: `coin < chance` is a decision."""
+
+    def __init__(self, decide):
+        self.decide = decide
+
+    def __lt__(self, chance):
+        return self.decide([chance, 1 - chance]) == 0
+
+
+class Script:
+    """Takes the place of random.Random: follows a path and weighs it."""
+
+    def __init__(self, path):
+        self.path, self.probability, self.at = path, 1.0, 0
+
+    def decide(self, chances):
+        if self.at == len(self.path):
+            self.path.append([0, len(chances)])
+        chosen = self.path[self.at][0]
+        self.at += 1
+        self.probability *= chances[chosen]
+        return chosen
+
+    def random(self):
+        return Coin(self.decide)
+
+    def choice(self, options):
+        return options[self.decide([1 / len(options)] * len(options))]
+
+
+def all_paths(world):
+    """Each path of decisions: the story at its end and the path's probability."""
+    path = []
+    while True:
+        script = Script(path)
+        story = world.tell(script)
+        yield story, script.probability
+        while path and path[-1][0] == path[-1][1] - 1:
+            path.pop()
+        if not path:
+            return
+        path[-1][0] += 1
+
+
+def enumerate_stories(world):
+    stories, odds = {}, Counter()
+    for story, probability in all_paths(world):
+        words = tuple(story.words)
+        stories[words] = story
+        odds[words] += probability
+    return stories, odds
+
+
+WORLDS = {"tiny": TINY, "longer": World(
+    people=("anna", "ben"), places=("attic", "barn"), things=("apple", "bell"),
+    go=("went",), take=("took",), habit=0.25, sentences=(2, 3), questions=2,
+)}
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def enumerated(request):
+    world = WORLDS[request.param]
+    return world, *enumerate_stories(world)
+
+
+def test_the_probabilities_of_all_stories_add_up_to_one(enumerated):
+    world, stories, odds = enumerated
+    assert len(odds) > 50
+    assert sum(odds.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_storys_probability_is_the_product_of_those_of_its_words(enumerated):
+    world, stories, odds = enumerated
+    for words, story in stories.items():
+        assert math.prod(story.probabilities) == pytest.approx(odds[words], rel=1e-10)
+
+
+def test_each_words_probability_is_the_true_one_given_the_words_before(enumerated):
+    world, stories, odds = enumerated
+    beginnings = Counter()
+    for words, probability in odds.items():
+        for end in range(len(words) + 1):
+            beginnings[words[:end]] += probability
+    for words, story in stories.items():
+        assert len(story.probabilities) == len(words)
+        for n, recorded in enumerate(story.probabilities):
+            true = beginnings[words[:n + 1]] / beginnings[words[:n]]
+            assert recorded == pytest.approx(true, rel=1e-9), (words, n)
+
+
+def test_the_entropy_of_the_stories_is_their_mean_surprise(enumerated):
+    world, stories, odds = enumerated
+    entropy = -sum(p * math.log(p) for p in odds.values())
+    surprise = sum(
+        p * -sum(map(math.log, stories[words].probabilities))
+        for words, p in odds.items()
+    )
+    assert surprise == pytest.approx(entropy, rel=1e-10)
+
+
+def test_the_floor_of_many_stories_is_the_entropy_per_word(enumerated):
+    world, stories, odds = enumerated
+    entropy = -sum(p * math.log(p) for p in odds.values())
+    length = sum(p * len(words) for words, p in odds.items())
+    rng = random.Random(2)
+    told = [world.tell(rng) for _ in range(5000)]
+    assert floor(told) == pytest.approx(entropy / length, rel=0.01)
+
+
+def test_stories_are_told_as_often_as_their_probability_says(enumerated):
+    world, stories, odds = enumerated
+    rng, n = random.Random(1), 20_000
+    seen = Counter(tuple(world.tell(rng).words) for _ in range(n))
+    assert seen.keys() <= odds.keys()
+    frequent = [words for words in odds if n * odds[words] >= 10]
+    assert len(frequent) > 20
+    chi = sum((seen[w] - n * odds[w]) ** 2 / (n * odds[w]) for w in frequent)
+    assert abs(chi - len(frequent)) < 5 * math.sqrt(2 * len(frequent))
+
+
+def test_the_floor_by_hand():
+    story = World().tell(random.Random(0))
+    made = story._replace(probabilities=[0.5, 1.0, 0.25, 1.0])
+    assert floor([made]) == pytest.approx(3 * math.log(2) / 4)
+    assert floor([made, made._replace(probabilities=[0.5])]) == pytest.approx(
+        4 * math.log(2) / 5)
+
+
+# Stories
+
+
+def told(n=500, seed=0, world=World()):
+    rng = random.Random(seed)
+    return [world.tell(rng) for _ in range(n)]
+
+
+SENTENCE = re.compile(
+    r"(?:(?P<person>\w+) (?:(?:went|walked) to the (?P<place>\w+)"
+    r"|(?:took|found) the (?P<thing>\w+)) \. )"
+)
+QUESTION = re.compile(r"(where is|what has) (\w+) \? the (\w+) \. ")
+
+
+def parse(words):
+    """The facts of a story and its questions with answers, from its text alone."""
+    text = " ".join(words)
+    facts, at = {}, 0
+    while match := SENTENCE.match(text, at):
+        kind = "where is" if match["place"] else "what has"
+        assert (kind, match["person"]) not in facts
+        facts[kind, match["person"]] = match["place"] or match["thing"]
+        at = match.end()
+    questions = QUESTION.findall(text, at)
+    rest = QUESTION.sub("", text[at:])
+    assert rest == "<eos>", text
+    return facts, questions
+
+
+def test_every_answer_stands_in_the_story():
+    for story in told():
+        facts, questions = parse(story.words)
+        assert questions
+        for kind, person, answer in questions:
+            assert facts[kind, person] == answer
+
+
+def test_the_places_of_the_answers_are_where_the_answers_stand():
+    for story in told():
+        _, questions = parse(story.words)
+        assert len(story.answers) == len(questions)
+        for answer, (kind, person, word) in zip(story.answers, questions):
+            assert story.words[answer.place] == word
+            before = story.words[answer.place - 5:answer.place]
+            assert before == [*kind.split(), person, "?", "the"]
+
+
+def test_an_answer_is_habitual_if_it_is_what_the_person_likes_best():
+    world = World()
+    for story in told():
+        _, questions = parse(story.words)
+        for answer, (kind, person, word) in zip(story.answers, questions):
+            number = world.people.index(person)
+            likes = (world.places if kind == "where is" else world.things)[number]
+            assert answer.habitual == (word == likes)
+
+
+def test_no_question_is_asked_twice_in_a_row():
+    for story in told():
+        _, questions = parse(story.words)
+        assert all(a != b for a, b in itertools.pairwise(questions))
+
+
+def test_no_two_people_have_the_same_thing():
+    for story in told():
+        facts, _ = parse(story.words)
+        things = [what for (kind, _), what in facts.items() if kind == "what has"]
+        assert len(set(things)) == len(things)
+
+
+def test_stories_keep_to_the_numbers_of_sentences_and_questions():
+    world = World()
+    lengths, asked = set(), set()
+    for story in told(1000):
+        facts, questions = parse(story.words)
+        lengths.add(len(facts))
+        asked.add(len(questions))
+    least, most = world.sentences
+    assert lengths == set(range(least, most + 1))
+    assert asked == set(range(1, world.questions + 1))
+
+
+def test_an_answer_is_never_a_surprise():
+    for story in told():
+        assert all(story.probabilities[answer.place] == 1 for answer in story.answers)
+
+
+def test_the_same_seed_tells_the_same_story():
+    assert told(20, seed=5) == told(20, seed=5)
+    assert told(20, seed=5) != told(20, seed=6)
+
+
+# Batches
+
+
+def test_rows_are_shifted_by_one_and_padded():
+    ids, targets = pad_rows([[6, 12, 2], [5, 11, 9, 8, 2], [2]])
+    assert ids.tolist() == [[1, 6, 12, 0, 0], [1, 5, 11, 9, 8], [1, 0, 0, 0, 0]]
+    assert targets.tolist() == [
+        [6, 12, 2, -1, -1], [5, 11, 9, 8, 2], [2, -1, -1, -1, -1],
+    ]
+
+
+def small_corpus(**options):
+    sizes = {"batch_size": 8, "steps": 5, "held_out": 50}
+    return StoryCorpus(World(), **{**sizes, **options})
+
+
+def test_a_batch_of_stories_can_be_read_back():
+    corpus = small_corpus()
+    stories = corpus.held_out[:7]
+    batch = corpus.batch(stories)
+    for story, ids, targets in zip(stories, *batch):
+        words = [corpus.tokenizer.tokens[id] for id in targets if id >= 0]
+        assert words == story.words
+        read = [corpus.tokenizer.tokens[id] for id in ids if id]
+        assert read == ["<bos>", *story.words[:-1]]
+
+
+def test_the_target_at_an_answers_place_is_the_answer():
+    corpus = small_corpus()
+    batch = corpus.batch(corpus.held_out)
+    for b, story in enumerate(corpus.held_out):
+        for answer in story.answers:
+            word = corpus.tokenizer.tokens[batch.targets[b, answer.place]]
+            assert word == story.words[answer.place]
+
+
+def test_an_epoch_has_its_steps_and_each_batch_its_size():
+    batches = list(small_corpus().batches(1))
+    assert len(batches) == 5
+    assert all(len(batch.ids) == 8 for batch in batches)
+
+
+def texts(corpus, epoch):
+    return [tuple(map(int, row[row >= 0]))
+            for batch in corpus.batches(epoch) for row in batch.targets]
+
+
+def test_an_epoch_is_the_same_when_it_is_asked_for_again():
+    assert texts(small_corpus(), 3) == texts(small_corpus(), 3)
+
+
+def test_another_epoch_or_seed_has_other_stories():
+    one = texts(small_corpus(), 1)
+    assert one != texts(small_corpus(), 2)
+    assert one != texts(small_corpus(seed=1), 1)
+
+
+def test_held_out_stories_are_the_same_whatever_the_seed():
+    assert small_corpus(seed=1).held_out == small_corpus(seed=2).held_out
+
+
+def test_held_out_stories_never_occur_in_training():
+    corpus = StoryCorpus(TINY, batch_size=50, steps=20, held_out=25)
+    ids = corpus.tokenizer.ids
+    secret = {tuple(ids[word] for word in story.words) for story in corpus.held_out}
+    seen = {text for epoch in range(1, 4) for text in texts(corpus, epoch)}
+    assert len(seen) > 100                     # so that they would, by chance
+    assert not secret & seen
+
+
+def test_no_story_is_longer_than_the_longest():
+    corpus = small_corpus()
+    assert max(len(story.words) for story in told(3000)) <= corpus.longest
+
+
+def test_every_word_of_the_world_is_in_the_vocabulary():
+    world, tokens = World(), set(small_corpus().tokenizer.tokens)
+    words = world.people + world.places + world.things + world.go + world.take
+    assert {*words, "where", "is", "what", "has", "?", ".", "the", "to"} < tokens
+    assert len(tokens) == len(words) + 8 + 4
+
+
+# The reader's own text
+
+
+UNIQUE = "".join(chr(0x4E00 + i) for i in range(500))      # id i + 4 stands at place i
+
+
+def unique_corpus(context=7, batch_size=4, length=500, seed=0):
+    text = UNIQUE[:length]
+    tokenizer = Tokenizer.from_text(text, "char")
+    return TextCorpus(text, tokenizer, context, batch_size, seed)
+
+
+def test_the_last_tenth_of_a_text_is_held_out():
+    corpus = unique_corpus()
+    assert corpus.training.tolist() == list(range(4, 454))
+    assert corpus.validation.tolist() == list(range(454, 504))
+
+
+def test_a_windows_targets_are_its_ids_moved_by_one():
+    corpus = unique_corpus()
+    batches = [*corpus.batches(1), *corpus.validation_batches()]
+    for batch in batches:
+        assert batch.ids.shape == batch.targets.shape
+        assert np.array_equal(batch.targets, batch.ids + 1)        # each id is unique
+        assert np.array_equal(batch.ids[:, 1:], batch.targets[:, :-1])
+
+
+@pytest.mark.parametrize("length", [30, 100, 101, 102, 103, 107, 500])
+@pytest.mark.parametrize("context", [1, 2, 7, 25])
+def test_windows_of_an_epoch_are_full_and_do_not_overlap(length, context):
+    corpus = unique_corpus(context, 3, length)
+    for epoch in range(1, 12):
+        batches = list(corpus.batches(epoch))
+        assert len(batches) == corpus.steps
+        targets = np.concatenate([batch.targets.ravel() for batch in batches])
+        assert len(set(targets.tolist())) == len(targets)
+        assert all(batch.ids.shape[1] == context for batch in batches)
+        assert all(len(batch.ids) >= 1 for batch in batches)
+        assert all(len(batch.ids) == 3 for batch in batches[:-1])
+        assert targets.max() < 4 + len(corpus.training)
+
+
+def test_training_windows_touch_nothing_that_is_held_out():
+    corpus = unique_corpus()
+    seen = {int(id) for epoch in range(30) for batch in corpus.batches(epoch)
+            for part in batch for id in part.ravel()}
+    assert seen <= set(corpus.training.tolist())
+    assert len(seen) == len(corpus.training)   # the cuts fall elsewhere in each epoch
+
+
+@pytest.mark.parametrize("length", [30, 100, 101, 108, 300, 500])
+@pytest.mark.parametrize("context", [1, 2, 7, 25])
+def test_validation_predicts_each_token_once(length, context):
+    corpus = unique_corpus(context, 3, length)
+    targets = [id for batch in corpus.validation_batches()
+               for id in batch.targets.ravel().tolist()]
+    assert targets == corpus.validation[1:].tolist()
+
+
+def test_text_epochs_are_reproducible_and_differ():
+    def windows(seed, epoch):
+        return [b.ids.tolist() for b in unique_corpus(seed=seed).batches(epoch)]
+
+    assert windows(0, 1) == windows(0, 1)
+    assert windows(0, 1) != windows(0, 2)
+    assert windows(0, 1) != windows(1, 1)
+
+
+@pytest.mark.parametrize(("length", "context"), [(19, 1), (30, 27), (100, 500), (1, 1)])
+def test_a_text_that_is_too_short_is_refused_with_the_length_needed(length, context):
+    with pytest.raises(UserError, match=f"has {length} tokens") as caught:
+        unique_corpus(context, 1, length)
+    enough = int(re.search(r"at least (\d+)", str(caught.value))[1])
+    if enough <= len(UNIQUE):
+        assert list(unique_corpus(context, 1, enough).batches(1))
+
+
+# Files
+
+
+def test_a_text_is_read_without_byte_order_mark_and_carriage_returns(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\n\xc3\xa9")
+    assert read_text(str(path)) == "one\ntwo\né"
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (b"", "empty"), (b" \n\t\r\n", "empty"), (b"\xef\xbb\xbf", "empty"),
+    (b"abc\0def", "byte 3 is NUL"), (b"abcd\xff\n", "not UTF-8: byte 0xff at 4"),
+    (b"abc\xe2\x82", "not UTF-8: byte 0xe2 at 3"),
+])
+def test_a_file_that_is_no_text_is_refused_in_one_sentence(tmp_path, data, says):
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=says):
+        read_text(str(path))
+
+
+def test_a_missing_file_and_a_directory_are_refused_in_one_sentence(tmp_path):
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="cannot read"):
+            read_text(str(path))
+
+
+# Counting
+
+
+ROWS = [[1, 4, 5, 4, 6, 2], [1, 4, 5, 5, 2]]
+
+
+def counted(n, vocab_size=7):
+    model = NGram(n, vocab_size)
+    for row in ROWS:
+        model.learn(row)
+    return model
+
+
+def by_hand(context, token):
+    """The book's formula, by scanning the rows."""
+    seen = follows = 0
+    for row in ROWS:
+        for end in range(1, len(row)):
+            start = end - len(context)
+            if start >= 0 and tuple(row[start:end]) == context:
+                seen += 1
+                follows += row[end] == token
+    shorter = by_hand(context[1:], token) if context else 1 / 7
+    return (follows + shorter) / (seen + 1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_ngram_probabilities_are_those_of_the_formula(n):
+    model = counted(n)
+    for context in itertools.product(range(7), repeat=n - 1):
+        for token in range(7):
+            wanted = by_hand(context, token)
+            assert model.probability(context, token) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_ngram_probabilities_add_up_to_one(n):
+    model = counted(n)
+    for context in itertools.product(range(7), repeat=n - 1):
+        total = sum(model.probability(context, token) for token in range(7))
+        assert total == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_ngram_loss_is_the_mean_surprise(n):
+    texts = [[1, 4, 6, 2], [1, 5]]
+    terms = []
+    for text in texts:
+        for end in range(1, len(text)):
+            context = tuple(text[max(0, end - n + 1):end])
+            terms.append(-math.log(by_hand(context, text[end])))
+    assert counted(n).loss(texts) == pytest.approx(sum(terms) / 4, rel=1e-12)
+
+
+def test_a_unigram_that_saw_much_has_the_entropy_of_its_text():
+    row = [1] + [4] * 3000 + [5] * 1000
+    rungs = ladder([row], [row], 6)
+    wanted = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert rungs["unigram"] == pytest.approx(wanted, abs=0.002)
+    assert rungs["uniform"] == math.log(6)
+
+
+def test_the_ladder_leads_down_to_the_floor():
+    corpus = small_corpus()
+    ids = corpus.tokenizer.ids
+    rows = [[1, *(ids[w] for w in story.words)] for story in told(500, seed=9)]
+    held = [[1, *(ids[w] for w in story.words)] for story in corpus.held_out]
+    rungs = ladder(rows, held, corpus.tokenizer.vocab_size)
+    losses = [*rungs.values(), floor(corpus.held_out)]
+    assert list(rungs) == ["uniform", "unigram", "bigram", "trigram"]
+    assert all(a > b for a, b in itertools.pairwise(losses))
