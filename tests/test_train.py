@@ -203,13 +203,13 @@ def run(corpus, epochs=3, threads=1, dtype=np.float32, **sizes):
     options = Options(epochs=epochs, learning_rate=1e-2, warmup=10, threads=threads,
                       evaluations=3)
     train(model, corpus, options, moments.append)
-    return model, moments
+    return model, [moment for moment in moments if moment.step]    # 0: before the first
 
 
 def test_a_repeating_text_is_learned_in_seconds():
     model, moments = run(text_corpus(), epochs=12, d_model=16)
     assert moments[0].loss > 2.0
-    assert moments[-1].score.loss < 0.2        # only the first letter is in doubt
+    assert moments[-1].score.loss < 0.7        # the first letter of six is in doubt
 
 
 def test_a_short_run_on_the_small_world_beats_counting_pairs():
@@ -229,6 +229,14 @@ def test_each_step_is_reported_and_the_last_is_evaluated():
     assert {m.steps for m in moments} == {steps}
     assert moments[-1].score is not None
     assert 3 <= sum(m.score is not None for m in moments) <= 5
+
+
+def test_a_run_begins_with_the_score_of_the_untrained_model():
+    corpus = text_corpus()
+    model = make_model(np.float32, V=corpus.tokenizer.vocab_size)
+    untrained, moments = evaluate(model, corpus), []
+    train(model, corpus, Options(epochs=1, threads=1), moments.append)
+    assert (moments[0].step, moments[0].score) == (0, untrained)
 
 
 def test_training_on_one_thread_and_on_two_agree():
@@ -291,6 +299,7 @@ def test_two_processes_with_the_same_seed_write_the_same_bytes(tmp_path):
     assert files[0] == files[1]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("poison", ["weights", "gradient"])
 def test_training_that_breaks_down_stops_with_the_model_intact(poison, monkeypatch):
     corpus = text_corpus()
@@ -306,11 +315,12 @@ def test_training_that_breaks_down_stops_with_the_model_intact(poison, monkeypat
 
         monkeypatch.setattr(SimpleLLM, "backward", backward)
     before = model.data.copy()
-    with np.errstate(all="ignore"), pytest.raises(UserError, match="--learning-rate"):
+    with pytest.raises(UserError, match="--learning-rate"):
         train(model, corpus, Options(epochs=1, threads=1), lambda moment: None)
     assert np.array_equal(model.data, before)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_training_stops_before_it_reports_a_score_that_is_no_number():
     """Else the caller would save it over the last good model."""
     corpus = text_corpus()
@@ -318,7 +328,7 @@ def test_training_stops_before_it_reports_a_score_that_is_no_number():
     moments = []
     options = Options(epochs=3, learning_rate=1e20, warmup=0, threads=1,
                       evaluations=1000)
-    with np.errstate(all="ignore"), pytest.raises(UserError, match="--learning-rate"):
+    with pytest.raises(UserError, match="--learning-rate"):
         train(model, corpus, options, moments.append)
     assert all(math.isfinite(m.score.loss) for m in moments if m.score)
 
@@ -332,7 +342,7 @@ def test_the_validation_loss_of_a_text_is_the_mean_over_its_tokens():
     terms, ids = [], corpus.validation.tolist()
     for start in range(0, len(ids) - 1, 6):
         view = ids[start:start + 7]
-        logits = model.forward(np.array([view[:-1]]))[0]
+        logits = model.forward(np.array([[1, *view[1:-1]]]))[0]    # 1 is <bos>
         for z, right in zip(logits.tolist(), view[1:]):
             terms.append(math.log(sum(map(math.exp, z))) - z[right])
     wanted = sum(terms) / len(terms)
