@@ -44,7 +44,7 @@ tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
 shell: build  ## a Python session that can import simple_llm
-	@PYTHONPATH=build $(PYTHON) -i -c 'print("import numpy as np; from simple_llm.model import *")'
+	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'
 
 test: build  ## check every gradient, and everything else
 	@$(PYTHON) -m pytest -q tests $(ARGS)

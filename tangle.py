@@ -20,8 +20,6 @@ block with the same name continues the first.
 
 Mistakes in the book are reported as simple_llm.md:LINE, all of them in one run, and
 then nothing is written. The exit status is 1 for any failure, 2 for a wrong option.
-
-From Python: read_document, read_blocks, tangle, texts, locate, add_captions, write.
 """
 from __future__ import annotations
 
@@ -225,10 +223,8 @@ def parents(path: str) -> list[str]:
     return [str(parent) for parent in PurePosixPath(path).parents][:-1]
 
 
-def tangle(
-    text: str, blank: Collection[str] = (), build: Path | None = None,
-    title: str = DOCUMENT.name,
-) -> Files:
+def tangle(text: str, blank: Collection[str] = (), build: Path | None = None,
+           title: str = DOCUMENT.name) -> Files:
     """The lines of every file of the book; a TangleError says all that is wrong.
 
     The chunks in `blank` are left out: each raises NotImplementedError in its place.
@@ -328,13 +324,11 @@ def captions(blocks: list[Block]) -> dict[int, str]:
 
 
 def anchor(block: Block) -> str:
-    """What links to the block point at."""
     part = f"-{block.part}" if block.part > 1 else ""
     return f"{block.kind}-{block.name.replace('/', '-')}{part}"
 
 
 def label(block: Block) -> str:
-    """What the reader sees as the block's name."""
     part = f" {block.part}" if block.part > 1 else ""
     return f"⟨{block.name}⟩{part}" if block.kind == "chunk" else f"`{block.name}`"
 
