@@ -359,3 +359,9 @@ def test_the_old_file_stands_whole_until_the_new_one_does(tmp_path, monkeypatch)
     write_atomically(path, b"new")
     assert seen == [(b"old", b"new")]
     assert path.read_bytes() == b"new"
+
+
+def test_a_directory_that_is_not_there_is_said_in_one_clause(tmp_path):
+    with pytest.raises(UserError) as caught:
+        SimpleLLM.from_pretrained(tmp_path / "nowhere")
+    assert str(caught.value).startswith("cannot read ")
