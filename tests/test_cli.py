@@ -18,7 +18,7 @@ BUILD = Path(simple_llm.__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(BUILD), "PYTHONIOENCODING": "utf-8"}
 TEXT = "the cat sat on the mat.\nthe dog sat on the log.\n" * 12
 TINY = ("--layers", "1", "--heads", "2", "--width", "8", "--context", "8",
-        "--epochs", "1", "--threads", "1", "--no-ladder")
+        "--epochs", "1", "--workers", "1", "--no-ladder")
 
 
 def run(*arguments, cwd, stdin=None, module="simple_llm"):
@@ -56,7 +56,7 @@ def world(tmp_path_factory):
     """A directory with a model of the small world."""
     home = tmp_path_factory.mktemp("world")
     done = run("train", "--epochs", 1, "--layers", 1, "--heads", 2, "--width", 8,
-               "--batch-size", 4, "--threads", 2, "--no-ladder", cwd=home)
+               "--batch-size", 4, "--workers", 2, "--no-ladder", cwd=home)
     assert done.returncode == 0, done.stderr
     (home / "printed.txt").write_text(done.stdout)
     return home

@@ -1,8 +1,10 @@
-"""Optimizers, schedule, clipping, threads, and training itself."""
+"""Optimizers, schedule, clipping, workers, and training itself."""
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,14 +12,16 @@ import numpy as np
 import pytest
 
 import simple_llm
+from simple_llm import parallel
 from simple_llm.checkpoint import UserError
 from simple_llm.corpus import Batch, StoryCorpus, TextCorpus, World
 from simple_llm.layers import CrossEntropy
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.optimizer import SGD, AdamW, clip_gradients, learning_rate
+from simple_llm.parallel import DataParallel
 from simple_llm.tokenizer import Tokenizer
 from simple_llm.train import (
-    DataParallel, Options, attention_to_self, evaluate, evaluate_stories, train,
+    Options, attention_to_self, evaluate, evaluate_stories, train,
 )
 
 BUILD = Path(simple_llm.__file__).parent.parent
@@ -137,7 +141,7 @@ def test_the_learning_rate_without_warmup_and_with_too_much_of_it():
 # Threads
 
 
-def one_thread(model, ids, targets):
+def one_worker(model, ids, targets):
     model.zero_grad()
     loss = model.loss(ids, targets)
     model.backward()
@@ -145,47 +149,124 @@ def one_thread(model, ids, targets):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
-@pytest.mark.parametrize("threads", [1, 2, 3, 5])
-def test_threads_give_the_loss_and_the_gradient_of_one(rows, threads):
-    """Also of a batch with fewer rows than there are threads."""
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_workers_give_the_loss_and_the_gradient_of_one(rows, workers):
+    """Also of a batch with fewer rows than there are workers."""
     ids, targets = make_batch(rows)
-    loss, grad = one_thread(make_model(), ids, targets)
+    loss, grad = one_worker(make_model(), ids, targets)
     model = make_model()
-    workers = DataParallel(model, threads)
-    for _ in range(2):                         # the second replaces, and does not add
-        assert workers.loss_and_gradient(ids, targets) == pytest.approx(loss, rel=1e-12)
-        np.testing.assert_allclose(model.grad, grad, rtol=1e-9, atol=1e-13)
+    with DataParallel(model, workers) as team:
+        for _ in range(2):                     # the second replaces, and does not add
+            assert team.loss_and_gradient(ids, targets) == pytest.approx(loss, rel=1e-12)
+            np.testing.assert_allclose(model.grad, grad, rtol=1e-9, atol=1e-13)
+
+
+def test_helpers_see_what_the_optimizer_did():
+    ids, targets = make_batch(4)
+    model = make_model()
+    with DataParallel(model, 3) as team:
+        team.loss_and_gradient(ids, targets)
+        model.data *= 1.1
+        loss = team.loss_and_gradient(ids, targets)
+    alone, grad = one_worker(model, ids, targets)
+    assert loss == pytest.approx(alone, rel=1e-12)
+
+
+def test_workers_that_are_spawned_do_the_same(monkeypatch):
+    """As on a system where a process cannot be copied."""
+    ids, targets = make_batch(4)
+    loss, grad = one_worker(make_model(), ids, targets)
+    monkeypatch.setattr(parallel, "METHOD", multiprocessing.get_context("spawn"))
+    model = make_model()
+    with DataParallel(model, 2) as team:
+        assert team.loss_and_gradient(ids, targets) == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(model.grad, grad, rtol=1e-9, atol=1e-13)
 
 
 def test_a_share_without_any_target_gives_nothing():
     ids, targets = make_batch(4)
     targets[2:] = -1
-    loss, grad = one_thread(make_model(), ids, targets)
+    loss, grad = one_worker(make_model(), ids, targets)
     model = make_model()
-    assert DataParallel(model, 2).loss_and_gradient(ids, targets) == pytest.approx(loss)
+    with DataParallel(model, 2) as team:
+        assert team.loss_and_gradient(ids, targets) == pytest.approx(loss)
     np.testing.assert_allclose(model.grad, grad, rtol=1e-9, atol=1e-13)
 
 
-def test_two_threads_agree_with_one_in_float32():
+def test_two_workers_agree_with_one_in_float32():
     ids, targets = make_batch(8)
-    loss, grad = one_thread(make_model(np.float32), ids, targets)
+    loss, grad = one_worker(make_model(np.float32), ids, targets)
     model = make_model(np.float32)
-    assert abs(DataParallel(model, 2).loss_and_gradient(ids, targets) - loss) < 1e-5
+    with DataParallel(model, 2) as team:
+        assert abs(team.loss_and_gradient(ids, targets) - loss) < 1e-5
     assert np.abs(model.grad - grad).max() < 1e-5 * np.abs(grad).max() + 1e-6
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_no_two_threads_drop_the_same_elements(seed):
-    model = SimpleLLM(Config(9, 6, 8, 1, 2, dropout=0.5), seed)
-    draws = [tuple(replica.dropouts[0].rng.random(8))
-             for replica in DataParallel(model, 4).replicas]
-    assert len(set(draws)) == 4
+def loss_with_dropout(dice):
+    model = SimpleLLM(Config(9, 6, 8, 1, 2, dropout=0.5), seed=1)
+    ids = np.arange(6)[None]
+    return parallel.gradient_of_share(model, ids, ids, 6, dice)
 
 
-def test_an_error_in_a_thread_is_raised():
-    with pytest.raises(UserError):
-        DataParallel(make_model(), 2).loss_and_gradient(np.full((4, 6), 99), *[
-            np.zeros((4, 6), int)])
+def test_dropout_depends_on_run_step_and_worker_and_on_nothing_else():
+    dice = [(seed, step, worker) for seed in (0, 1) for step in (1, 2) for worker in (0, 1)]
+    losses = [loss_with_dropout(numbers) for numbers in dice]
+    assert len(set(losses)) == len(dice)
+    assert losses == [loss_with_dropout(numbers) for numbers in dice]
+
+
+def test_an_error_in_a_helper_is_raised():
+    ids, targets = np.zeros((4, 6), int), np.zeros((4, 6), int)
+    ids[3] = 99                                # in the second share only
+    with DataParallel(make_model(), 2) as team:
+        with pytest.raises(UserError, match="token id"):
+            team.loss_and_gradient(ids, targets)
+
+
+def test_a_helper_that_dies_is_reported_in_a_sentence():
+    with DataParallel(make_model(), 2) as team:
+        team.helpers[0].process.kill()
+        team.helpers[0].process.join()
+        with pytest.raises(UserError, match="helper process died"):
+            team.loss_and_gradient(*make_batch(4))
+
+
+def test_no_helper_outlives_the_team():
+    with DataParallel(make_model(), 4) as team:
+        processes = [helper.process for helper in team.helpers]
+        assert all(process.is_alive() for process in processes)
+    assert not any(process.is_alive() for process in processes)
+
+
+ORPHAN = """
+import os, signal
+from simple_llm.model import Config, SimpleLLM
+from simple_llm.parallel import DataParallel
+team = DataParallel(SimpleLLM(Config(9, 6, 8, 1, 2)), 3)
+print(*[helper.process.pid for helper in team.helpers], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_helpers_end_when_their_parent_is_killed():
+    env = {**os.environ, "PYTHONPATH": str(BUILD)}
+    done = subprocess.run([sys.executable, "-c", ORPHAN], env=env, capture_output=True,
+                          text=True, timeout=60)       # returns when the pipe is closed
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2 and done.returncode == -9
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+    except ProcessLookupError:
+        return False
 
 
 # A small run
@@ -196,11 +277,11 @@ def text_corpus(text="abcd efgh ijkl. " * 40, context=6, batch_size=4, seed=0):
     return TextCorpus(text, tokenizer, context, batch_size, seed)
 
 
-def run(corpus, epochs=3, threads=1, dtype=np.float32, **sizes):
+def run(corpus, epochs=3, workers=1, dtype=np.float32, **sizes):
     context = corpus.longest if corpus.kind == "stories" else corpus.context
     model = make_model(dtype, V=corpus.tokenizer.vocab_size, L=context, **sizes)
     moments = []
-    options = Options(epochs=epochs, learning_rate=1e-2, warmup=10, threads=threads,
+    options = Options(epochs=epochs, learning_rate=1e-2, warmup=10, workers=workers,
                       evaluations=3)
     train(model, corpus, options, moments.append)
     return model, [moment for moment in moments if moment.step]    # 0: before the first
@@ -215,7 +296,7 @@ def test_a_repeating_text_is_learned_in_seconds():
 def test_a_short_run_on_the_small_world_beats_counting_pairs():
     world = World(sentences=(2, 3), questions=2)
     corpus = StoryCorpus(world, 32, steps=24, held_out=50)
-    model, moments = run(corpus, epochs=5, d_model=32, n_layers=1, threads=2)
+    model, moments = run(corpus, epochs=5, d_model=32, n_layers=1, workers=2)
     assert moments[0].loss > 3.0
     assert moments[-1].score.loss < 1.05
 
@@ -235,36 +316,36 @@ def test_a_run_begins_with_the_score_of_the_untrained_model():
     corpus = text_corpus()
     model = make_model(np.float32, V=corpus.tokenizer.vocab_size)
     untrained, moments = evaluate(model, corpus), []
-    train(model, corpus, Options(epochs=1, threads=1), moments.append)
+    train(model, corpus, Options(epochs=1, workers=1), moments.append)
     assert (moments[0].step, moments[0].score) == (0, untrained)
 
 
-def test_training_on_one_thread_and_on_two_agree():
+def test_training_with_one_worker_and_with_two_agree():
     _, one = run(text_corpus(), epochs=1)
-    _, two = run(text_corpus(), epochs=1, threads=2)
+    _, two = run(text_corpus(), epochs=1, workers=2)
     np.testing.assert_allclose([m.loss for m in one], [m.loss for m in two], atol=1e-4)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_two_runs_with_the_same_seed_end_in_the_same_bytes(threads, dropout):
-    ends = [run(text_corpus(), epochs=1, threads=threads, dropout=dropout)[0].data
+def test_two_runs_with_the_same_seed_end_in_the_same_bytes(workers, dropout):
+    ends = [run(text_corpus(), epochs=1, workers=workers, dropout=dropout)[0].data
             for _ in range(2)]
     assert ends[0].tobytes() == ends[1].tobytes()
 
 
-def test_dropout_is_on_in_every_thread_during_training(monkeypatch):
+def test_dropout_is_on_while_a_share_is_computed_and_off_afterwards(monkeypatch):
     on, real = [], SimpleLLM.loss
 
     def spy(model, ids, targets, count=None):
-        if count is not None:                  # a share of a batch, not an evaluation
-            on.append((id(model), all(d.training for d in model.dropouts)))
+        on.append(all(d.training for d in model.dropouts))
         return real(model, ids, targets, count)
 
     monkeypatch.setattr(SimpleLLM, "loss", spy)
-    run(text_corpus(), epochs=1, threads=2, dropout=0.2)
-    assert len({model for model, _ in on}) == 2
-    assert all(training for _, training in on)
+    model = SimpleLLM(Config(9, 6, 8, 1, 2, dropout=0.5))
+    parallel.gradient_of_share(model, *make_batch(2), 12, (0, 1, 0))
+    assert on == [True]
+    assert not any(d.training for d in model.dropouts)
 
 
 def test_dropout_is_off_when_the_model_is_evaluated_and_returned():
@@ -281,7 +362,7 @@ from simple_llm.train import Options, train
 corpus = StoryCorpus(World(), 4, 5, 10)
 config = Config(corpus.tokenizer.vocab_size, corpus.longest, 16, 1, 2, dropout=0.1)
 model = SimpleLLM(config)
-train(model, corpus, Options(epochs=1, threads=2, evaluations=1), lambda moment: None)
+train(model, corpus, Options(epochs=1, workers=2, evaluations=1), lambda moment: None)
 corpus.tokenizer.save("model")
 model.save_pretrained("model")
 """
@@ -316,7 +397,7 @@ def test_training_that_breaks_down_stops_with_the_model_intact(poison, monkeypat
         monkeypatch.setattr(SimpleLLM, "backward", backward)
     before = model.data.copy()
     with pytest.raises(UserError, match="--learning-rate"):
-        train(model, corpus, Options(epochs=1, threads=1), lambda moment: None)
+        train(model, corpus, Options(epochs=1, workers=1), lambda moment: None)
     assert np.array_equal(model.data, before)
 
 
@@ -326,7 +407,7 @@ def test_training_stops_before_it_reports_a_score_that_is_no_number():
     corpus = text_corpus()
     model = make_model(np.float32, V=corpus.tokenizer.vocab_size)
     moments = []
-    options = Options(epochs=3, learning_rate=1e20, warmup=0, threads=1,
+    options = Options(epochs=3, learning_rate=1e20, warmup=0, workers=1,
                       evaluations=1000)
     with pytest.raises(UserError, match="--learning-rate"):
         train(model, corpus, options, moments.append)
