@@ -6,9 +6,11 @@ STAMP   := $(VENV)/.ready
 OUT     ?= model
 MODEL   ?= model
 RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
+TORCH   := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test generate eval tiny shell captions check book-check refresh refresh-all clean
+.PHONY: help tangle train test generate eval tiny shell bench bench-torch captions book-check \
+	refresh refresh-all clean
 
 help:  ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
@@ -35,13 +37,25 @@ train: build  ## train on the small world (or CORPUS=...), then let it answer
 	@$(RUN) train --out '$(OUT)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
 
 generate: build  ## continue PROMPT="..." with the trained model
-	@$(RUN) generate --model '$(MODEL)' --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
+	@OPENBLAS_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) \
+		$(RUN) generate --model '$(MODEL)' --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
 
 eval: build  ## measure the trained model on held-out text
 	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
 
 tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
+
+bench: build  ## how fast is it on this machine? (ARGS=--json for machines)
+	@$(RUN).bench $(ARGS)
+
+# PyTorch and transformers are wanted for comparisons alone, in an environment apart.
+$(TORCH)/.ready: requirements-torch.txt setup.sh
+	@sh setup.sh $(TORCH) requirements-torch.txt
+	@touch $@
+
+bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
+	@$(TORCH)/bin/python tests/bench_torch.py
 
 shell: build  ## a Python session that can import simple_llm
 	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'
@@ -63,8 +77,9 @@ refresh: build  ## renew the outputs of sessions and quick commands in the book
 refresh-all: build  ## renew the long runs in the book, too, and its figures (minutes)
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
+	@$(RUN).bench figures figures
 	@$(PYTHON) tangle.py captions
 
 clean:  ## remove what was built, but no model
-	@rm -rf $(VENV) .pytest_cache tests/__pycache__ __pycache__
+	@rm -rf $(VENV) $(TORCH) .pytest_cache tests/__pycache__ __pycache__
 	@find build -mindepth 1 ! -name .gitignore -delete

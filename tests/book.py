@@ -3,6 +3,7 @@
     python tests/book.py check       the sessions and the quick commands; exit 1 if stale
     python tests/book.py refresh     renew these outputs in simple_llm.md
     python tests/book.py refresh all       also the long runs (minutes)
+    python tests/book.py refresh WORD      of the long runs, those with this in the command
 
 Two kinds of output stand in the book. A session is a ```pycon block; the sessions of a
 chapter share their names. A command's output is a ```text block below a comment such as
@@ -108,8 +109,8 @@ def stale(text: str) -> list[str]:
     return wrong
 
 
-def refresh(text: str, everything: bool) -> str:
-    """The book with its outputs renewed."""
+def refresh(text: str, word: str | None) -> str:
+    """The book with its outputs renewed; the long ones if `word` is in the command."""
     lines = text.split("\n")
     changes = []
     for blocks in by_chapter(text).values():
@@ -120,7 +121,7 @@ def refresh(text: str, everything: bool) -> str:
         lines[first:last] = got.split("\n")[:-1]
 
     def renew(match: re.Match[str]) -> str:
-        if match[1] == "long" and not everything:
+        if match[1] == "long" and (word is None or word not in match[2]):
             return match[0]
         head = match[0][: match[0].index("```text\n")]
         return f"{head}```text\n{command_output(match[2])}```"
@@ -132,7 +133,9 @@ def main(arguments: list[str]) -> int:
     sys.path[:0] = [str(ROOT / "build")]
     text = BOOK.read_text(encoding="utf-8")
     if arguments[:1] == ["refresh"]:
-        BOOK.write_text(refresh(text, "all" in arguments), encoding="utf-8")
+        word = arguments[1] if arguments[1:] else None
+        word = "" if word == "all" else word
+        BOOK.write_text(refresh(text, word), encoding="utf-8")
         return 0
     wrong = stale(text)
     print("\n".join(wrong) or "every output in the book is what the program prints")

@@ -1,0 +1,232 @@
+"""Our training step and generation beside PyTorch's, in one run: make bench-torch.
+
+The PyTorch model is the same architecture as its users would write it: nn.Linear,
+scaled_dot_product_attention, fused AdamW, gradients clipped. Both sides get the same
+ids, two cores, and float32. Blocks of steps alternate between the two, with a pause
+before each, since PyTorch's threads go on spinning for a moment; the ratios are medians
+over the blocks. Below 1, we are faster.
+"""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Callable
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "build"))
+
+import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
+import numpy as np  # noqa: E402
+
+from simple_llm.bench import SIZES, make_batch  # noqa: E402
+from simple_llm.model import Config, SimpleLLM  # noqa: E402
+from simple_llm.optimizer import AdamW, clip_gradients  # noqa: E402
+from simple_llm.parallel import DataParallel  # noqa: E402
+
+CORES = 2
+
+
+def torch_model(config: Config) -> Any:
+    """A GPT as nn.Modules, and its training step's optimizer."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    C, H = config.d_model, config.n_heads
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.project = nn.Linear(C, 3 * C), nn.Linear(C, C)
+
+        def forward(self, x):
+            B, T, _ = x.shape
+            q, k, v = (part.view(B, T, H, C // H).transpose(1, 2)
+                       for part in self.qkv(x).split(C, dim=2))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.project(y.transpose(1, 2).reshape(B, T, C))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm_1, self.attention = nn.LayerNorm(C), Attention()
+            self.norm_2 = nn.LayerNorm(C)
+            self.widen, self.narrow = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+        def forward(self, x):
+            x = x + self.attention(self.norm_1(x))
+            wide = F.gelu(self.widen(self.norm_2(x)), approximate="tanh")
+            return x + self.narrow(wide)
+
+    class GPT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Embedding(config.vocab_size, C)
+            self.positions = nn.Embedding(config.context_length, C)
+            self.blocks = nn.Sequential(*[Block() for _ in range(config.n_layers)])
+            self.norm = nn.LayerNorm(C)
+
+        def forward(self, ids, targets):
+            x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+            logits = self.norm(self.blocks(x)) @ self.tokens.weight.T
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    torch.set_num_threads(CORES)
+    torch.manual_seed(0)
+    return GPT()
+
+
+def our_step(config: Config, batch: int) -> Callable[[], None]:
+    model = SimpleLLM(config)
+    optimizer, workers = AdamW(model), DataParallel(model, CORES)
+    ids, targets = make_batch(config, batch)
+
+    def step() -> None:
+        workers.loss_and_gradient(ids, targets)
+        clip_gradients(model, 1.0)
+        optimizer.step(1e-4)
+
+    return step
+
+
+def their_step(config: Config, batch: int) -> Callable[[], None]:
+    import torch
+
+    model = torch_model(config)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), 1e-4, betas=(0.9, 0.99), weight_decay=0.1, fused=True
+    )
+    ids, targets = map(torch.from_numpy, make_batch(config, batch))
+
+    def step() -> None:
+        loss = model(ids, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def seconds(step: Callable[[], Any], times: int) -> float:
+    """The time of one step, from a block of several, after a rest and a warm-up."""
+    time.sleep(0.3)
+    step()
+    start = time.perf_counter()
+    for _ in range(times):
+        step()
+    return (time.perf_counter() - start) / times
+
+
+def duel(ours: Callable, theirs: Callable, times: int, blocks: int = 9) -> tuple:
+    """Median time of ours and of theirs, and the median of the blocks' ratios."""
+    seconds(ours, 2), seconds(theirs, 2)
+    pairs = [(seconds(ours, times), seconds(theirs, times)) for _ in range(blocks)]
+    return (*map(median, zip(*pairs)), median(a / b for a, b in pairs))
+
+
+def compare_steps() -> None:
+    print(f"{'training step':28} {'ours':>10} {'PyTorch':>10} {'ratio':>7}")
+    for name, (config, batch) in SIZES.items():
+        times = max(2, round(2e9 / config.d_model**2 / config.n_layers
+                             / (batch * config.context_length) / 20))
+        a, b, ratio = duel(our_step(config, batch), their_step(config, batch),
+                           min(20, times))
+        print(f"{name:28} {a * 1e3:7.2f} ms {b * 1e3:7.2f} ms {ratio:7.2f}", flush=True)
+
+
+def transformers_model(config: Config) -> Any:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.set_num_threads(CORES)
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=config.vocab_size, n_positions=config.context_length,
+        n_embd=config.d_model, n_layer=config.n_layers, n_head=config.n_heads,
+        bos_token_id=1, eos_token_id=None, pad_token_id=0,
+    )).eval()
+
+
+GENERATORS = {
+    "nano": Config(65, 256, 128, 4, 4),
+    "big": Config(65, 256, 384, 6, 6),
+    "GPT-2 124M, random weights": Config(50257, 1024, 768, 12, 12),
+}
+
+
+def compare_generation(tokens: int = 200) -> None:
+    import torch
+
+    title = f"{tokens} greedy tokens, cached"
+    print(f"\n{title:28} {'ours':>10} {'transf.':>10} {'speed':>7}")
+    for name, config in GENERATORS.items():
+        ours, theirs = SimpleLLM(config), transformers_model(config)
+        prompt = torch.ones((1, 1), dtype=torch.int64)
+
+        def us() -> None:
+            list(ours.generate([1], max_new_tokens=tokens, temperature=0))
+
+        def them() -> None:
+            with torch.inference_mode():
+                theirs.generate(prompt, attention_mask=prompt, max_new_tokens=tokens,
+                                min_new_tokens=tokens, do_sample=False)
+
+        a, b, ratio = duel(us, them, 1, blocks=3 if config.n_layers > 6 else 7)
+        print(f"{name:28} {tokens / a:6,.0f} t/s {tokens / b:6,.0f} t/s "
+              f"{1 / ratio:6.1f}x", flush=True)
+
+
+def first_step(side: str) -> None:
+    """In a process of its own: the time to the first step, and the peak of memory."""
+    start = float(os.environ["STARTED"])
+    config, batch = SIZES["nano"]
+    step = (our_step if side == "ours" else their_step)(config, batch)
+    step()
+    first = time.time() - start
+    for _ in range(20):
+        step()
+    print(json.dumps([first, peak_memory()]))
+
+
+def peak_memory() -> float:
+    """Of this process and its helpers, in MB; what they share counts for each."""
+    pids = [os.getpid(), *(int(pid) for pid in Path(
+        f"/proc/self/task/{os.getpid()}/children").read_text().split())]
+    peaks = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text()
+             .splitlines() if line.startswith("VmHWM")]
+    return sum(int(line.split()[1]) for line in peaks) / 1024
+
+
+def compare_starts() -> None:
+    results: dict[str, list] = {"ours": [], "theirs": []}
+    for _ in range(3):
+        for side, found in results.items():
+            env = {**os.environ, "STARTED": str(time.time())}
+            out = subprocess.run([sys.executable, __file__, side], env=env, check=True,
+                                 capture_output=True, text=True).stdout
+            found.append(json.loads(out))
+    (start, memory), (their_start, their_memory) = (
+        tuple(map(median, zip(*found))) for found in results.values())
+    print(f"\n{'nano':28} {'ours':>10} {'PyTorch':>10} {'ratio':>7}", flush=True)
+    print(f"{'start to first step':28} {start:8.2f} s {their_start:8.2f} s "
+          f"{start / their_start:7.2f}")
+    print(f"{'peak memory':28} {memory:7.0f} MB {their_memory:7.0f} MB "
+          f"{memory / their_memory:7.2f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in ("ours", "theirs"):
+        first_step(sys.argv[1])
+    elif sys.argv[1:] == ["generation"]:
+        compare_generation()
+    else:
+        compare_steps()
+        compare_starts()
+        # To generate with a large model is to read its weights: here two cores help.
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": str(CORES)}
+        subprocess.run([sys.executable, __file__, "generation"], env=env, check=True)
