@@ -7,10 +7,11 @@ OUT     ?= model
 MODEL   ?= model
 RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
 TORCH   := .venv-torch
+WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
 .PHONY: help tangle train test generate eval tiny shell bench bench-torch captions book-check \
-	refresh refresh-all clean
+	refresh refresh-all book chapter clean
 
 help:  ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
@@ -57,6 +58,17 @@ $(TORCH)/.ready: requirements-torch.txt setup.sh
 bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
 	@$(TORCH)/bin/python tests/bench_torch.py
 
+# What weaving the page needs, in an environment apart, too.
+$(WEAVER)/.ready: requirements-book.txt setup.sh
+	@sh setup.sh $(WEAVER) requirements-book.txt
+	@touch $@
+
+book: build $(WEAVER)/.ready  ## weave the book into one page, build/book/index.html
+	@PYTHONPATH=. $(WEAVER)/bin/python build/weave.py simple_llm.md build/book/index.html
+
+chapter: build  ## the program as it is known at the end of chapter N=5, in build/chapters/5
+	@$(PYTHON) tests/chapter.py $(N) $(DIRECTORY)
+
 shell: build  ## a Python session that can import simple_llm
 	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'
 
@@ -81,5 +93,5 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@$(PYTHON) tangle.py captions
 
 clean:  ## remove what was built, but no model
-	@rm -rf $(VENV) $(TORCH) .pytest_cache tests/__pycache__ __pycache__
+	@rm -rf $(VENV) $(TORCH) $(WEAVER) .pytest_cache tests/__pycache__ __pycache__
 	@find build -mindepth 1 ! -name .gitignore -delete
