@@ -75,22 +75,28 @@ shell: build  ## a Python session that can import simple_llm
 test: build  ## check every gradient, and everything else
 	@$(PYTHON) -m pytest -q tests $(ARGS)
 
-captions: $(STAMP)  ## renew the caption lines above the chunks of the book
+captions: $(STAMP)  ## renew the captions above the chunks of the book, and its index
 	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
 
-book-check: build  ## is everything that the book shows still true?
+book-check: build  ## is everything that the book shows still true? its rules, its figures
 	@$(PYTHON) tangle.py check
+	@$(PYTHON) tests/index.py check
+	@$(PYTHON) tests/lint.py
 	@$(PYTHON) tests/book.py check
 
 refresh: build  ## renew the outputs of sessions and quick commands in the book
 	@$(PYTHON) tests/book.py refresh
 	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
 
 refresh-all: build  ## renew the long runs in the book, too, and its figures (minutes)
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
 	@$(RUN).bench figures figures
+	@$(PYTHON) tests/book.py seal
 	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
 
 clean:  ## remove what was built, but no model
 	@rm -rf $(VENV) $(TORCH) $(WEAVER) .pytest_cache tests/__pycache__ __pycache__
