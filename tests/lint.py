@@ -117,10 +117,21 @@ def find_dead_links(book: Book) -> Iterator[Problem]:
             yield line, f"the link {link} is dead"
 
 
-def find_undescribed_pictures(book: Book) -> Iterator[Problem]:
+def find_bare_pictures(book: Book) -> Iterator[Problem]:
+    """A picture has a description, and above it stands how it was drawn."""
     for number, line in enumerate(book.lines, 1):
         if "![](" in line:
             yield number, "a picture without a description"
+        if "![" in line and not re.match("<!-- (long )?figure", book.lines[number - 2]):
+            yield number, "a picture without <!-- figure: COMMAND --> right above it"
+
+
+def find_stray_tags(book: Book) -> Iterator[Problem]:
+    """What looks like HTML is not shown, unless it is marked as code."""
+    prose = COMMENT.sub(blank, FORMULA.sub(blank, book.prose()))
+    prose = re.sub(r"`[^`\n]*`", blank, prose)
+    for tag in re.finditer(r"</?(?!a id=|/?a>|sub>)[a-z]\w*\b[^<\n]*>", prose):
+        yield prose.count("\n", 0, tag.start()) + 1, f"{tag[0]} will not be seen"
 
 
 GLOSSARY = re.compile(r"^## Appendix A\. Glossary$(.*?)(?=^## )", re.M | re.S)
@@ -175,8 +186,9 @@ def find_undefined_terms(book: Book) -> Iterator[Problem]:
 
 
 def words_of_prose(book: Book) -> int:
-    text = re.sub(r'<a id=.*</sub>', "", COMMENT.sub("", book.prose()))
-    text = re.sub(r"<!-- index -->.*<!-- end of the index -->", "", text, flags=re.S)
+    text = re.sub(r"<!-- index -->.*<!-- end of the index -->", "", book.prose(),
+                  flags=re.S)
+    text = re.sub(r"<a id=.*</sub>", "", COMMENT.sub("", text))
     return len(re.findall(r"[A-Za-z][\w'-]*", FORMULA.sub("x", text)))
 
 
@@ -197,7 +209,8 @@ def find_too_many_bytes(book: Book) -> Iterator[Problem]:
 
 
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
-         find_dead_links, find_undescribed_pictures, find_undefined_terms,
+         find_dead_links, find_bare_pictures, find_stray_tags,
+         find_undefined_terms,
          find_too_few_words, find_too_many_bytes]
 
 
