@@ -117,6 +117,15 @@ def find_dead_links(book: Book) -> Iterator[Problem]:
             yield line, f"the link {link} is dead"
 
 
+def find_doubled_anchors(book: Book) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for number, line in enumerate(book.lines, 1):
+        for name in re.findall(r'<a id="([^"]+)"', line):
+            if name in seen:
+                yield number, f"a second anchor {name}"
+            seen.add(name)
+
+
 def find_bare_pictures(book: Book) -> Iterator[Problem]:
     """A picture has a description, and above it stands how it was drawn."""
     for number, line in enumerate(book.lines, 1):
@@ -209,7 +218,7 @@ def find_too_many_bytes(book: Book) -> Iterator[Problem]:
 
 
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
-         find_dead_links, find_bare_pictures, find_stray_tags,
+         find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
          find_undefined_terms,
          find_too_few_words, find_too_many_bytes]
 

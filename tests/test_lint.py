@@ -96,6 +96,11 @@ def test_the_second_heading_of_a_name_has_a_number_as_on_github():
     assert broken(text, lint.find_dead_links) == ["the link #a-b-2 is dead"]
 
 
+def test_an_anchor_that_stands_twice_is_noticed():
+    anchor = f'<a id="chunk-{first_chunk().name}"></a>'
+    assert broken(changed(anchor, f"{anchor}\n\n{anchor}"), lint.find_doubled_anchors)
+
+
 def test_a_picture_without_a_description_or_a_mark_is_noticed():
     text = "<!-- figure: x -->\n![words](a.svg)\n\n<!-- figure: x -->\n![](b.svg)\n"
     assert len(broken(text, lint.find_bare_pictures)) == 1
