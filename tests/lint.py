@@ -219,8 +219,7 @@ def find_too_many_bytes(book: Book) -> Iterator[Problem]:
 
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
          find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
-         find_undefined_terms,
-         find_too_few_words, find_too_many_bytes]
+         find_undefined_terms, find_too_few_words, find_too_many_bytes]
 
 
 def problems(book: Book) -> list[str]:
