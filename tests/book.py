@@ -292,7 +292,8 @@ def seal_all(text: str) -> str:
         return sealed(match, below, seal(match["command"], match["text"]))
 
     def figure(match: re.Match[str]) -> str:
-        drawn = (ROOT / match["path"]).read_text(encoding="utf-8")
+        path = ROOT / match["path"]
+        drawn = path.read_text(encoding="utf-8") if path.is_file() else ""
         below = match[0].partition("\n")[2]
         return sealed(match, below, seal(match["command"], drawn))
 

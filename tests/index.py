@@ -94,13 +94,10 @@ def make(text: str) -> str:
     files = tangle.tangle(text)
     blocks = [b for b in tangle.read_blocks(text)[0] if b.kind]
     chapter, chunks = chapters(text, blocks), tangle.gather_chunks(blocks)
-    users: dict[str, dict[str, None]] = {}
-    for use in tangle.find_uses(blocks):
-        users.setdefault(use.text, {})[refer(use.block)] = None
     lines = ["### Chunks", ""]
     for name, parts in sorted(chunks.items()):
         where = ", ".join(dict.fromkeys(chapter[part.line] for part in parts))
-        lines.append(f"- {refer(parts[0])} {where}: {', '.join(users[name])}")
+        lines.append(f"- {refer(parts[0])} {where}")
     lines += ["", "### Names", ""]
     index = sorted(name_index(files).items(), key=lambda item: item[0][0].lower())
     for (name, module), (block, uses) in index:
