@@ -24,7 +24,10 @@ Five marks. All but the first are comments, which GitHub does not show.
                                        rounded as the number is. With ~ 0.1 or ~ 5% before
                                        the end it may differ by so much. shown("REGEX") is
                                        the number that the first group finds in the outputs
-                                       of the book, so that prose agrees with transcripts
+                                       of the book, so that prose agrees with transcripts;
+                                       shown("REGEX", "WORD") looks in those whose command
+                                       has the word. Statements, with "; " between them,
+                                       may stand before the expression
 
 A command runs in build/.
 """
@@ -141,10 +144,10 @@ def number(text: str) -> float:
 
 def shown_in(text: str):
     """A function that finds a number in the outputs which a book shows."""
-    outputs = [match["text"] for match in OUTPUT.finditer(text)]
+    outputs = [(match["command"], match["text"]) for match in OUTPUT.finditer(text)]
 
-    def shown(pattern: str) -> float:
-        found = {match[1] for output in outputs
+    def shown(pattern: str, command: str = "") -> float:
+        found = {match[1] for made_by, output in outputs if command in made_by
                  for match in re.finditer(pattern, output, re.MULTILINE)}
         if len(found) != 1:
             raise ValueError(f"{len(found)} numbers are shown as {pattern}")
@@ -162,7 +165,10 @@ def as_written(value: float, old: str) -> str:
 
 def evaluate(match: re.Match[str], names: dict[str, object]) -> str:
     """What the number in front of a value mark should be, as it would be written."""
-    value = float(eval(match["code"], names))       # the book's own expressions
+    *statements, expression = match["code"].split("; ")
+    for statement in statements:
+        exec(statement, names)                      # the book's own, as its sessions are
+    value = float(eval(expression, names))
     old = number(match["number"])
     if match["tolerance"] and near(old, value, match["tolerance"]):
         return match["number"]
@@ -288,6 +294,8 @@ def sealed(match: re.Match[str], below: str, new: str) -> str:
 def seal_all(text: str) -> str:
     """The book with new seals on all that is long."""
     def output(match: re.Match[str]) -> str:
+        if not match["text"].strip():
+            return match[0]                             # there is no output yet
         below = match[0].partition("\n")[2]
         return sealed(match, below, seal(match["command"], match["text"]))
 

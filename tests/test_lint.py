@@ -232,6 +232,18 @@ def test_a_number_changed_by_hand_is_noticed(right, wrong):
         assert book.stale(book.refresh(spoilt, None)) == []
 
 
+def test_a_value_may_come_from_one_output_of_several_and_after_a_statement():
+    text = VALUES.replace('shown("took (.*) s")', 'shown("took (.*) s", "49")')
+    other = text + "\n<!-- output: python -c print('took',7,'s') -->\n```text\ntook 7 s\n```\n"
+    assert book.stale(other) == []
+    assert "2 numbers are shown" in book.stale(changed(', "49")', ")", other))[0]
+    assert book.stale("Chapter 8<!-- value: import math as m; m.factorial(3) + 2 -->.") == []
+
+
+def test_an_empty_output_cannot_be_sealed():
+    assert book.seal_all(changed("90\n", "", LONG)) == changed("90\n", "", LONG)
+
+
 def test_a_value_that_cannot_be_computed_is_noticed():
     assert "NameError" in book.stale(changed("log(n)", "log(m)", VALUES))[0]
     assert "0 numbers are shown" in book.stale(changed('"took', '"need', VALUES))[0]
