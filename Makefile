@@ -5,7 +5,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
 OUT     ?= model
 MODEL   ?= model
-RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
+RUN     := PYTHONPATH=$(if $(MINE),answers/package,build) $(PYTHON) -m simple_llm
 TORCH   := .venv-torch
 
 .DEFAULT_GOAL := help

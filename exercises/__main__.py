@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
+import tangle
 from exercises import chunks
 from exercises.chunks import Book, Wrong
 
@@ -84,8 +85,8 @@ def command_list(book: Book, desk: Desk) -> int:
         print(f"  {exercise.number:5} {exercise.stars:3}  {exercise.time:10}  "
               f"{exercise.name:26} {desk.state(exercise.name)}".rstrip())
     done = sum(desk.state(name) == "done" for name in book.rewrites)
-    print(f"\n{done} of {len(book.rewrites)} done. `make exercise EX=softmax` begins "
-          "one; then: make grade, make hint, make solution.")
+    print(f"\n{done} of {len(book.rewrites)} done. `make exercise EX=softmax` "
+          "begins one; then: make grade, make hint, make solution.")
     return 0
 
 
@@ -113,7 +114,7 @@ def command_exercise(book: Book, desk: Desk, name: str, force: bool) -> int:
     return 0
 
 
-def command_grade(desk: Desk, name: str, limit: float) -> int:
+def command_grade(book: Book, desk: Desk, name: str, limit: float) -> int:
     """Grade in a process of its own, which can be stopped if it does not end."""
     answer = desk.answer(name)
     words = [sys.executable, "-m", "exercises", "--answers", str(desk.directory),
@@ -127,6 +128,11 @@ def command_grade(desk: Desk, name: str, limit: float) -> int:
                     "there a loop without an end?") from None
     if status == 0:
         desk.note(name, "passed", digest(answer))
+        done = {each: desk.answer(each) for each in book.rewrites
+                if desk.state(each) == "done"}
+        tangle.write(book.package(done), desk.directory / "package", force=True)
+        print(f"`make train MINE=1` trains with it in the book's place "
+              f"({len(done)} of {len(book.rewrites)} done).")
     elif status != 1:
         raise Wrong(f"{desk.shown(name)}: Python itself broke down (exit status {status}): "
                     "too much memory, or a recursion without an end?")
@@ -225,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
         case "exercise":
             return command_exercise(book, desk, args.name, args.force)
         case "grade":
-            return command_grade(desk, args.name, args.limit)
+            return command_grade(book, desk, args.name, args.limit)
         case "grade-here":
             return command_grade_here(book, desk, args.name)
         case "hint":

@@ -81,14 +81,20 @@ class Book:
         kept = "\n".join(line for line in lines if line is not None)
         return kept if functions else raising + "\n"
 
+    def package(self, answers: dict[str, str]) -> dict[str, str]:
+        """Every file of the program, with these answers in their places."""
+        chunks = {**self.chunks, **{name: [in_place(name, answer)]
+                                    for name, answer in answers.items()}}
+        return tangle.texts({file.name: list(tangle.expand(file, chunks))
+                             for file in self.files})
+
     def program(self, name: str, answer: str | None = None) -> Program:
         """The module of the program with this answer, or the book's, in it."""
         chunks = self.chunks
         file = next(file for file in self.files if any(
             line.block.name == name for line in tangle.expand(file, chunks)))
         if answer is not None:
-            mine = tangle.Block("chunk", name, 1, "python", 0, answer.split("\n"))
-            chunks = {**chunks, name: [mine]}
+            chunks = {**chunks, name: [in_place(name, answer)]}
         lines = list(tangle.expand(file, chunks))
         source = "".join(line.text + "\n" for line in lines)
         whose = "book" if answer is None else "answer"
@@ -99,12 +105,17 @@ class Book:
         return Program(module, lines)
 
 
+def in_place(name: str, answer: str) -> tangle.Block:
+    """An answer as the block of a chunk; its lines count from 1."""
+    return tangle.Block("chunk", name, 1, "python", 0, answer.split("\n"))
+
+
 def read_exercises(text: str) -> list[Exercise]:
     found = []
     for match in EXERCISE.finditer(text):
         name = re.search(r"EX=([\w-]+)", match["text"])
         name = name[1] if name and match["kind"] == "rewrite" else ""
-        words = " ".join(match["text"].split())
+        words = " ".join(re.sub(r"`make exercise EX=.*?`", "", match["text"]).split())
         found.append(Exercise(match["number"], match["kind"], match["stars"],
                               match["time"], words, name))
     return found
