@@ -247,6 +247,8 @@ def main(argv: list[str] | None = None) -> int:
         print(fill(str(wrong)), file=sys.stderr)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        sys.stdout = None  # whoever read this has read enough
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
     return 1

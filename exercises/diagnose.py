@@ -38,8 +38,8 @@ def check(what: str, got: Any, right: Any, mistakes: Mistakes = {},
         if agree(got, wrong) and not agree(got, right):
             raise Wrong(f"{what} {sentence}.")
     if right.ndim and got.dtype != right.dtype:
-        raise Wrong(f"{what} is {got.dtype}, not {right.dtype}: some number or array on "
-                    f"its way is.")
+        raise Wrong(f"{what} is {got.dtype}, not {right.dtype}: something that it was "
+                    f"computed with is {got.dtype}, and that spreads.")
     if agree(got, right):
         return
     if np.isnan(got).any() and not np.isnan(right).any():
@@ -91,7 +91,8 @@ def check_gradient(what: str, parameter: Any, before: Array, right: Array,
                    mistakes: Mistakes = {}, factors: Mapping[str, float] = {}) -> None:
     """Was `right` added to the gradient, which was all ones, where it stood?"""
     got = parameter.grad
-    if agree(got, right) and not agree(got, 1 + right):
+    if any(agree(got, each) for each in (right, np.where(right != 0, right, 1))) \
+            and not agree(got, 1 + right):
         raise Wrong(f"{what} is overwritten: gradients are added, since a parameter can "
                     "have several.")
     if got is not before:

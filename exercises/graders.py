@@ -140,6 +140,8 @@ def grade_ngram(mine: Module, book: Module) -> Race:
         check(f"The probability after {context}", np.array(got), np.array(wanted), {
             "is of counts alone: blend in that of the shorter context": seen / max(total, 1),
             "lacks that of the shorter context, though the divisor has it": seen / (total + 1),
+            "leaves off the wrong token of the context: the first is the farthest away":
+                np.array([nearest_left_off(right, context, t) for t in range(9)]),
             **({} if context else {"takes 1 where 1/V belongs": (seen + 1) / (total + 1)}),
             "takes 1/V for the shorter context, which itself has counts":
                 (seen + 1 / 9) / (total + 1),
@@ -147,6 +149,12 @@ def grade_ngram(mine: Module, book: Module) -> Race:
                 (seen + np.array([right.probability(context[1:], t) if context else 1 / 9
                                   for t in range(9)])) / max(total, 1)})
     return lambda module: lambda: module.NGram(3, 9).learn(text)
+
+
+def nearest_left_off(model: Any, context: tuple[int, ...], token: int) -> float:
+    """The probability if contexts are shortened at the wrong end."""
+    shorter = nearest_left_off(model, context[:-1], token) if context else 1 / 9
+    return (model.counts[(*context, token)] + shorter) / (model.totals[context] + 1)
 
 
 # Chapter 5
@@ -211,9 +219,14 @@ def grade_embedding(mine: Module, book: Module) -> Race:
     np.add.at(total, flat, rows)
     counts = np.maximum(np.bincount(flat, minlength=5), 1)[:, None]
     once = "has, for an id that occurs several times, only its {} gradient: they add up"
+    mixed = np.zeros((5, 4))
+    np.add.at(mixed, np.sort(flat), rows)
     mistakes = {once.format("last"): last, once.format("first"): first,
+                "is overwritten, and has for an id that occurs several times only its last "
+                "gradient: all are added": np.where(last != 0, last - 1, 0),
+                "has its rows at the wrong ids: if the ids are sorted, the rows of dy must "
+                "be brought into the same order": mixed,
                 "has the mean over an id's occurrences; it is the sum": total / counts}
-    # a table of ids that occur once, too, for who overwrites the whole gradient
     unique = np.array([[3, 1]])
     for dtype in (np.float64, np.float32):
         compare_layers(lambda module: module.Embedding(normal(5, 4, dtype=dtype)),
@@ -251,6 +264,8 @@ def grade_layer_norm(mine: Module, book: Module) -> Race:
         "lacks the gain: d is dy times the gain": s * (dy - mean(dy) - n * mean(dy * n)),
         "lacks the factor `scale`": d - mean(d) - n * mean(d * n),
         "has sums where means belong": s * (d - 5 * mean(d) - n * 5 * mean(d * n)),
+        "has a sum where mean(d n) belongs": s * (d - mean(d) - n * 5 * mean(d * n)),
+        "has a sum where mean(d) belongs": s * (d - 5 * mean(d) - n * mean(d * n)),
         "has means over the rows, not along each row":
             s * (d - d.mean(axis=(0, 1)) - n * (d * n).mean(axis=(0, 1))),
         "has a wrong sign before a mean": s * (d + mean(d) + n * mean(d * n)),
@@ -293,6 +308,8 @@ def grade_gelu(mine: Module, book: Module) -> Race:
             "lacks the cubic term 0.044715 x³": x * 0.5 * (1 + np.tanh(c * x)),
             "lacks the 1 in 1 + tanh": x * 0.5 * t,
             "lacks the one half": x * (1 + t),
+            "holds an intermediate result, 1 - tanh u: was y bound to a new array at the "
+            "end?": 1 - t,
             "lacks the factor x: it is only Φ": phi,
             "is the approximation with a sigmoid; GPT-2's has tanh":
                 x / (1 + np.exp(-1.702 * x)),
@@ -388,7 +405,9 @@ def grade_cross_entropy(mine: Module, book: Module) -> Race:
                 "is divided by V": every * used / 5,
                 "has the whole 1 taken away, which is to be divided by `count`, too":
                     p * used / count - hot,
-                "has p undivided": p * used - hot / count}.items()})
+                "has p undivided": p * used - hot / count,
+                "has 1 added at the right token, where it is taken away":
+                    (p + hot) * used / count}.items()})
     big, aims = normal(512, 27, dtype=np.float32), np.arange(512) % 27
 
     def race(module: Module) -> Callable[[], object]:
@@ -409,11 +428,18 @@ def grade_causal_mask(mine: Module, book: Module) -> Race:
         for length in (4, 1):
             got, right = mine.causal_mask(length, dtype), book.causal_mask(length, dtype)
             ones, inf = np.ones((length, length)), np.full((length, length), -np.inf)
+            hidden = np.asarray(got)[np.isneginf(right)] if np.shape(got) == right.shape \
+                else np.zeros(0)
+            if hidden.size and np.isfinite(hidden).all() and hidden.max() < -10:
+                raise Wrong(f"The mask has {hidden[0]:g} where -inf belongs: only e to that "
+                            "is exactly 0, whatever is added.")
             check("The mask", got, right, {} if length == 1 else {
                 "hides the past and shows the future: row i is who looks, column j what is "
                 "looked at": np.tril(inf, k=-1),
                 "hides the diagonal: a position may look at itself": np.triu(inf),
                 "lets each position look one into the future": np.triu(inf, k=2),
+                "hides the past, and the next position besides: it is the other triangle":
+                    np.tril(inf, k=1),
                 "hides nothing: all positions see the future": 0 * ones,
                 "has ones and zeros; what is added to a score must be 0 or -inf":
                     np.tril(ones),
@@ -630,6 +656,8 @@ def grade_attention_gradients(mine: Module, book: Module) -> Race:
             p * dp - inner,
         "has what softmax takes away before the factor e: both terms have it":
             p * dp - inner / sums,
+        "is divided by the sums twice": p * (dp - inner) / sums,
+        "has the sum of dp · e where that of dp · p belongs": p * dp - e * inner,
         "goes past softmax, as if p were the scores": dp,
         "goes past softmax, as if e were the scores": dp / sums,
         "has the wrong sign before what softmax takes away": p * (dp + inner),
@@ -639,6 +667,7 @@ def grade_attention_gradients(mine: Module, book: Module) -> Race:
         "lacks the division by the sums": e.transpose(0, 1, 3, 2) @ do,
         "has the weights untransposed: a value gets from all who looked at it": p @ do,
         "has e untransposed: a value gets from all who looked at it": e @ (do / sums),
+        "does not go back through self.project": p.transpose(0, 1, 3, 2) @ heads(dy)[0],
         "is do itself: it must be blended by the weights": do}
     da = p * (dp - inner)
     wrong_q = {"has da transposed": da.transpose(0, 1, 3, 2) @ k / 3,
@@ -721,6 +750,8 @@ def grade_block(mine: Module, book: Module) -> Race:
         "lacks the second norm": middle + f[3](middle),
         "normalizes after adding: GPT-2 does so before each part":
             f[2]((m := f[0](x + f[1](x))) + f[3](m)),
+        "normalizes after adding: GPT-2 does so before attention":
+            (m := f[0](x + f[1](x))) + f[3](f[2](m)),
         "uses norm_1 twice": middle + f[3](f[0](middle)),
         "has the two norms exchanged": (m := x + f[1](f[2](x))) + f[3](f[0](m))})
     dm = dy + b[2](b[3](dy))
@@ -739,6 +770,10 @@ def grade_block(mine: Module, book: Module) -> Race:
         "lacks the norms": (m := dy + b[3](dy)) + b[1](m),
         "goes through each norm before its part":
             (m := dy + b[3](b[2](dy))) + b[1](b[0](m)),
+        "goes through norm_2 before the feed-forward: going back, it comes after":
+            (m := dy + b[3](b[2](dy))) + b[0](b[1](m)),
+        "goes through norm_1 before attention: going back, it comes after":
+            dm + b[1](b[0](dm)),
         "stops after the feed-forward": dm})
 
     def make(module: Module, dtype: Any = np.float32) -> Any:
@@ -770,18 +805,32 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
         model.grad[...] = 1
         return model
 
-    ours, right, output, summed = (make(module) for module in (mine, book, book, book))
-    output.tokens.backward = lambda dx: None
-    summed.positions.backward = lambda dx: None
-    for model in (ours, right, output):
+    ours, right, output, forward, alone = (
+        make(module) for module in (mine, book, book, book, book))
+    seen: list[Array] = []
+    output.tokens.backward = lambda dx: seen.append(dx.copy())
+    forward.blocks = forward.blocks[::-1]
+    for block in alone.blocks:
+        block.backward = lambda dx, backward=block.backward: (backward(dx), dx)[1]
+    for model in (ours, right, output, forward, alone):
         model.backward()
     head = output.tokens.weight.grad - 1
     table = right.tokens.weight.grad - 1
     if agree(ours.grad, right.grad - 1):
         raise Wrong("Every gradient is overwritten: gradients are added.")
+    if agree(ours.grad, forward.grad):
+        raise Wrong("The gradient goes through the blocks in the order of `run`: the last "
+                    "block comes first.")
+    if agree(ours.grad, alone.grad):
+        raise Wrong("What a block returns is not passed on: each block gets the gradient "
+                    "that came from the one above it.")
+    first = np.zeros((2, 5, 8))
+    first[:, :3] = seen[0]
     mistakes = {"transformer.wte.weight": {
         "lacks what comes through the output: the table is used at both ends": table - head,
-        "lacks what comes through the input: the table is used at both ends": head}}
+        "lacks what comes through the input: the table is used at both ends": head},
+        "transformer.wpe.weight": {"is that of the first story only: all use the same "
+                                   "positions, so their gradients are added": first[0]}}
     names = [name for name, _ in right.named_parameters()]
     grads = [dict(model.named_parameters()) for model in (ours, right)]
     for name in sorted(names, key=lambda n: (not n.startswith("transformer.ln_f"),
@@ -861,7 +910,7 @@ def grade_sgd(mine: Module, book: Module) -> Race:
     for momentum in (0.0, 0.5):
         ours, right = (steps(module.SGD(model := stand_in(), momentum), model, rates)
                        for module in (mine, book))
-        check("The way that the parameters have gone", ours, right, {
+        check("The movement of the parameters", ours, right, {
             "goes uphill: a step is against the gradient": -right,
             "lacks the learning rate": -sum(g),
             "keeps the whole of v: it decays by μ": by_hand(1, 1),
@@ -873,7 +922,7 @@ def grade_sgd(mine: Module, book: Module) -> Race:
                 "is Nesterov's variant, not the plain one": nesterov})})
     small = [steps(module.SGD(model := stand_in(dtype=np.float32), 0.5), model, rates)
              for module in (mine, book)]
-    check("The way for float32", *small)
+    check("The movement for float32", *small)
     return time_step("SGD")
 
 
@@ -919,7 +968,7 @@ def grade_adamw(mine: Module, book: Module) -> Race:
         if piece < 10 and not agree(got, right):
             raise Wrong("In one piece it is right, but in several it is not: only the "
                         "elements of `piece` may be changed, of m and v as well.")
-        check("The way that the parameters have gone", got, right, {
+        check("The movement of the parameters", got, right, {
             "lacks the correction of m at the beginning, 1 - β₁ᵗ": by_hand(mc=False),
             "lacks the correction of v at the beginning, 1 - β₂ᵗ": by_hand(vc=False),
             "lacks both corrections at the beginning": by_hand(mc=False, vc=False),
@@ -931,7 +980,7 @@ def grade_adamw(mine: Module, book: Module) -> Race:
             "goes uphill: a step is against the gradient": by_hand(sign=1),
             "lacks the root over v": by_hand(root=False),
             "lacks the factor 1 - β₁ of the new gradient": by_hand(lazy=True)})
-    check("The way for float32", run(mine, np.float32), run(book, np.float32))
+    check("The movement for float32", run(mine, np.float32), run(book, np.float32))
     return time_step("AdamW")
 
 
@@ -1064,8 +1113,8 @@ def grade_cache(mine: Module, book: Module) -> Race:
             if array.shape[2] == count and done > count:
                 raise Wrong(f"Only the new {name} are returned: attention wants all of "
                             "them so far.")
-            check(f"Of the returned pair, the {name}", array, whole[:, :, :done], {
-                f"are not the {name}: keys and values are exchanged": other[:, :, :done]})
+            check(f"The array of {name} that is returned", array, whole[:, :, :done], {
+                f"is not that of the {name}: keys and values are exchanged": other[:, :, :done]})
         if ours.length != done:
             raise Wrong(f"After {done} positions, length is {ours.length}.")
     first, second = mine.KVCache(1, 1, 4, 2, np.float32), mine.KVCache(1, 1, 4, 2, np.float32)
@@ -1149,7 +1198,11 @@ def grade_safetensors(mine: Module, book: Module) -> Race:
             check(f"The array {name!r}, read back,", back[name], right, {
                 "has its elements in the order of memory: make it contiguous first":
                     right.ravel(order="K").reshape(right.shape)})
+        before = path.stat().st_ino
         mine.save_safetensors(path, {"one": np.float32([1.0])})
+        if path.stat().st_ino == before:
+            raise Wrong("It writes over the old file: with `write_atomically` that one is "
+                        "whole until the new one is.")
         check_bytes(path.read_bytes())
         if b'"format":"pt"' not in path.read_bytes().replace(b" ", b""):
             raise Wrong('The header lacks "__metadata__": {"format": "pt"}, without which '

@@ -39,13 +39,17 @@ MUTANTS = {
         ("[context] + 1)", "[context] or 1)", "one more"),
         ("self.probability(context[1:], token) if context else 1 / self.vocab_size",
          "1 / self.vocab_size", "itself has counts"),
-        ("context[1:]", "context[:-1]", "wrong in"),
+        ("context[1:]", "context[:-1]", "wrong token"),
         ("self.totals[tuple(ids[start:end])] += 1", "pass", "empty"),
         ("1 / self.vocab_size", "1", "1/V belongs"),
     ],
     "numerical-gradient": [
         ("(above - below)", "(below - above)", "sign"),
         ("/ (2 * step)", "/ step", "twice"),
+        ("", "def numerical_gradient(loss, x, step=1e-5):\n    out, f = 0 * x, loss()\n"
+         "    for i in np.ndindex(x.shape):\n        was = x[i]\n        x[i] += step\n"
+         "        out[i] = (loss() - f) / step\n        x[i] = was\n    return out",
+         "from one side only"),
         ("x[i] = middle - step", "x[i] = middle", "one side"),
         ("        x[i] = middle\n", "", "put back"),
         ("step: float = 1e-5\n) -> Array:",
@@ -89,13 +93,13 @@ MUTANTS = {
         ("", "def backward(self, dy):\n    self.weight.grad[self.ids] += "
          "dy.reshape(len(self.ids), -1)", "only its last"),
         ("", "def backward(self, dy):\n    self.weight.grad[self.ids] = "
-         "dy.reshape(len(self.ids), -1)", "wrong|last"),
+         "dy.reshape(len(self.ids), -1)", "is overwritten"),
         ("np.add.reduceat(d, starts)", "d[starts]", "only its first"),
         ("+= np.add", "-= np.add", "sign"),
-        ("+= np.add", "= np.add", "wrong|overwritten"),
+        ("+= np.add", "= np.add", "overwritten"),
         ("np.add.reduceat(d, starts)",
          "np.add.reduceat(d, starts) / np.diff(starts, append=len(d))[:, None]", "mean"),
-        ("[order]                              # (N, C)", "", "wrong in"),
+        ("[order]                              # (N, C)", "", "same order"),
         ("self.weight.grad[ids[starts]] += np.add.reduceat(d, starts)", "pass", "nothing"),
         ("order =", "dy *= 2; order =", "changes its input dy"),
     ],
@@ -114,7 +118,7 @@ MUTANTS = {
         ("dx -= mean_d[:, None]\n    dx -= t", "dx += mean_d[:, None]\n    dx += t", "sign"),
         ("np.multiply(self.n, mean_dn[:, None], out=t)", "t[...] = mean_dn[:, None]",
          "without its factor n"),
-        ("np.vecdot(dx, self.n) / dx.shape[1]", "np.vecdot(dx, self.n)", "wrong in"),
+        ("np.vecdot(dx, self.n) / dx.shape[1]", "np.vecdot(dx, self.n)", "sum where"),
         ("dx = self.workspace(\"dx\", self.n.shape, dy.dtype)", "dx = d_rows",
          "changes its input dy"),
         ("return dx.reshape(dy.shape)", "return dx", "shape"),
@@ -128,7 +132,7 @@ MUTANTS = {
         ("slope *= 3 * 0.044715 * c", "slope *= 0", "cubic term has a slope"),
         ("slope += 1      ", "slope += 0      ", "first term"),
         ("slope *= x\n", "\n", "factor x"),
-        ("np.multiply(x, t, out=y)", "y = x * t", "wrong|y "),
+        ("np.multiply(x, t, out=y)", "y = x * t", "new array"),
         ("c = (2 / np.pi) ** 0.5", "c = 1", "√"),
         ("np.multiply(x, x, out=slope)", "x *= x; slope[...] = x", "changes its input x"),
         ("", "def gelu(x, t, y, slope):\n    return x * 0.5", "not written"),
@@ -137,14 +141,14 @@ MUTANTS = {
         ("    slope *= t\n", "    slope[...] = t\n", "Φ alone"),
     ],
     "cross-entropy-backward": [
-        ("share[self.rows] = 1 / self.count", "share[...] = 1 / self.count", "wrong|zero"),
+        ("share[self.rows] = 1 / self.count", "share[...] = 1 / self.count", "not zero"),
         ("    dz[self.rows, self.right] -= 1 / self.count\n", "", "lacks the 1"),
         ("share[self.rows] = 1 / self.count", "share[self.rows] = 1", "undivided"),
         ("-= 1 / self.count", "-= 1", "divided by `count`, too"),
         ("self.count", "len(self.p)", "all positions"),
         ("self.count", "len(self.rows)", "not by `count`"),
         ("self.count", "self.p.shape[1]", "is divided by V"),
-        ("-= 1 / self.count", "+= 1 / self.count", "wrong in"),
+        ("-= 1 / self.count", "+= 1 / self.count", "taken away"),
         ("dz.reshape(self.shape)", "dz", "shape"),
         ("dz.reshape(self.shape)", "-dz.reshape(self.shape)", "sign"),
         ("1 / self.count", "1", "sum: the loss is the mean"),
@@ -152,10 +156,10 @@ MUTANTS = {
     "causal-mask": [
         ("k=1", "k=0", "diagonal"),
         ("k=1", "k=2", "future"),
-        ("np.triu", "np.tril", "future|past|wrong"),
+        ("np.triu", "np.tril", "other triangle"),
         ("", "def causal_mask(length, dtype):\n    return np.tril(np.full((length, length), "
          "-np.inf, dtype), k=-1)", "hides the past"),
-        ("-np.inf", "-1e9", "wrong in"),
+        ("-np.inf", "-1e9", "where -inf belongs"),
         ("-np.inf, dtype", "-np.inf", "float64"),
         ("", "def causal_mask(length, dtype):\n    return np.tril(np.ones((length, length), "
          "dtype))", "ones and zeros"),
@@ -221,9 +225,10 @@ MUTANTS = {
         ("da -=", "da +=", "sign before"),
         ("self.drop_weights.backward(dp)", "dp", "dropout"),
         ("da *= e", "da *= -e", "wrong sign"),
-        ("da *= e", "da *= e / sums", "wrong in"),
+        ("da *= e", "da *= e / sums", "sums twice"),
         ("da *= e", "da *= e * self.scale", "√D"),
-        ("np.vecdot(do, o)[..., None]", "(da * e).sum(axis=-1, keepdims=True)", "wrong in"),
+        ("np.vecdot(do, o)[..., None]", "(da * e).sum(axis=-1, keepdims=True)",
+         "dp · e"),
     ],
     "attention-backward": [
         ("dq *= self.scale", "pass", "that is √D"),
@@ -241,7 +246,7 @@ MUTANTS = {
         ("    da *= e", "    pass", "factor e"),
         ("self.drop_output.backward(dy)", "dy", "dropout"),
         ("dmixed = self.project.backward(self.drop_output.backward(dy))",
-         "dmixed = dy.copy()", "wrong in"),
+         "dmixed = dy.copy()", "self.project"),
         ("return self.qkv.backward(dqkv)", "self.qkv.backward(dqkv)", "return"),
         ("return self.qkv.backward(dqkv)", "return dqkv[:, :, :C]", "never called"),
         ("self.project.backward(self.drop_output.backward(dy))",
@@ -260,7 +265,7 @@ MUTANTS = {
         ("self.norm_2.forward(y)", "self.norm_1.forward(y)", "norm_1 twice"),
         ("self.norm_1.forward(x), cache", "x, cache", "first norm"),
         ("np.add(x, self.attention.forward(self.norm_1.forward(x), cache), out=y)",
-         "y[...] = self.norm_1.forward(x + self.attention.forward(x, cache))", "wrong in"),
+         "y[...] = self.norm_1.forward(x + self.attention.forward(x, cache))", "after adding"),
         (", cache), out=y)", "), out=y)", "not given the cache"),
         ("y = self.workspace(\"y\", x.shape, x.dtype)", "y = x", "changes its input x"),
         ("np.add(dy, self.norm_2.backward(self.feed_forward.backward(dy)), out=dx)",
@@ -269,7 +274,7 @@ MUTANTS = {
         ("dx += self.norm_1", "dx = self.norm_1", "skips attention"),
         ("self.attention.backward(dx)", "self.attention.backward(dy)", "sends dy back"),
         ("self.norm_2.backward(self.feed_forward.backward(dy))",
-         "self.feed_forward.backward(self.norm_2.backward(dy))", "wrong in"),
+         "self.feed_forward.backward(self.norm_2.backward(dy))", "norm_2 before"),
         ("dx = self.workspace(\"dx\", dy.shape, dy.dtype)", "dx = dy",
          "changes its input dy"),
         ("return dx", "return", "return"),
@@ -281,13 +286,13 @@ MUTANTS = {
         ("table.grad += ", "table.grad[...] = ", "overwritten"),
         ("    self.positions.backward(dx.sum(axis=0))", "    pass", "wpe"),
         ("dx.sum(axis=0)", "dx.mean(axis=0)", "batch size B"),
-        ("dx.sum(axis=0)", "dx[0]", "wrong in"),
-        ("reversed(self.blocks)", "self.blocks", "wrong in"),
+        ("dx.sum(axis=0)", "dx[0]", "first story"),
+        ("reversed(self.blocks)", "self.blocks", "order of `run`"),
         ("    self.ready = False\n", "", "second backward"),
         ("self.norm.backward(np.matmul(dlogits, table.data, out=dh))",
          "np.matmul(dlogits, table.data, out=dh)", "ln_f"),
         ("dx = self.drop.backward(dx)", "pass", "dropout"),
-        ("dx = block.backward(dx)", "block.backward(dx)", "wrong in"),
+        ("dx = block.backward(dx)", "block.backward(dx)", "passed on"),
         ("dlogits = self", "self.grad[...] = 0; dlogits = self", "overwritten"),
     ],
     "sgd": [
@@ -414,6 +419,7 @@ MUTANTS = {
         ("np.ascontiguousarray(array, \"<f4\").tobytes()",
          "array.astype(\"<f4\").tobytes(order=\"A\")", "order of memory"),
         ("write_atomically(path,", "bytes(", "No file"),
+        ("write_atomically(path,", "path.write_bytes(", "over the old file"),
     ],
 }
 
@@ -667,7 +673,9 @@ OTHERS = {
             text = json.dumps(header).encode()
             while len(text) % 8:
                 text += b" "
-            path.write_bytes(len(text).to_bytes(8, "little") + text + blob)
+            part = path.with_suffix(".part")
+            part.write_bytes(len(text).to_bytes(8, "little") + text + blob)
+            part.rename(path)
         """,
 }
 
