@@ -59,7 +59,7 @@ class Book:
         first, *_, last = [self.chunks[name][0], *self.chunks[name]]
         heading = ""
         for line in self.text.split("\n")[: first.line]:
-            heading = line.lstrip("# ") if re.match("#+ [^{]", line) else heading
+            heading = line.lstrip("# ") if re.match("##+ ", line) else heading
         return (f'{tangle.DOCUMENT.name}:{first.line + 1}-{last.line + len(last.body)}, '
                 f'in "{heading}"')
 

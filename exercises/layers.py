@@ -59,9 +59,9 @@ def grade_linear(mine: Module, book: Module) -> Race:
     compare_layers(make, mine, book, [(x, dy)], {"bias": last}, factors)
     compare_layers(lambda module: make(module, np.float32), mine, book,
                    [small, float32(x, dy)])
-    big = float32(normal(512, 64), normal(512, 256))
+    big = float32(normal(128, 64), normal(128, 64))
     return time_backward(
-        lambda module: module.Linear(normal(64, 256, dtype=np.float32)), *big)
+        lambda module: module.Linear(normal(64, 64, dtype=np.float32)), *big)
 
 
 @grader("embedding-backward")
