@@ -50,7 +50,7 @@ class Desk:
 
     def answer(self, name: str) -> str:
         try:
-            return self.file(name).read_text(encoding="utf-8")
+            return self.file(name).read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             raise Wrong(f"There is no {self.shown(name)} yet: `make exercise EX={name}` "
                         "lays it out.") from None
@@ -70,7 +70,7 @@ class Desk:
     def state(self, name: str) -> str:
         if not self.file(name).is_file():
             return ""
-        answer = self.file(name).read_text(encoding="utf-8", errors="replace")
+        answer = self.file(name).read_text(encoding="utf-8-sig", errors="replace")
         if self.noted(name, "passed") == digest(answer):
             return "done"
         return "laid out" if self.noted(name, "starter") == digest(answer) else "begun"
@@ -150,12 +150,15 @@ def command_grade_here(book: Book, desk: Desk, name: str) -> int:
 
 def grade(book: Book, name: str, answer: str, timed: bool = True) -> str:
     """Wrong, with what is wrong; or a sentence on its speed."""
+    import numpy as np  # only here, so that the rest works at once
+
     from exercises.graders import GRADERS
 
     mine, theirs = chunks.load(book, name, answer), book.program(name)
     try:
-        race = GRADERS[name](mine.module, theirs.module)
-        times = best_times([race(mine.module), race(theirs.module)]) if timed else []
+        with np.errstate(all="ignore"):
+            race = GRADERS[name](mine.module, theirs.module)
+            times = best_times([race(mine.module), race(theirs.module)]) if timed else []
     except Wrong:
         raise
     except NotImplementedError:
@@ -184,7 +187,8 @@ def verdict(ours: float, book: float) -> str:
         return f"And it is faster: it takes {times}."
     if ours < 1.15 * book:
         return f"It is as fast, too: it takes {times}."
-    return f"It takes {times}: {ours / book:.1f} times as long."
+    ratio = ours / book
+    return f"It takes {times}: {ratio:.{1 if ratio < 10 else 0}f} times as long."
 
 
 def command_hint(desk: Desk, name: str, number: int | None) -> int:
@@ -216,7 +220,8 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("name", nargs="?", help="of the chunk; without it, the list")
     add("number", nargs="?", type=int, help="of the hint")
     add("--force", action="store_true", help="lay out anew what was begun")
-    add("--answers", type=Path, default=ROOT / "answers", help="where the answers lie")
+    add("--answers", type=Path, default=ROOT / "answers",
+        help="where the answers lie: %(default)s; a teacher names another")
     add("--limit", type=float, default=30, help="seconds for grading: %(default)s")
     return parser.parse_args(argv)
 

@@ -59,7 +59,7 @@ class Book:
         first, *_, last = [self.chunks[name][0], *self.chunks[name]]
         heading = ""
         for line in self.text.split("\n")[: first.line]:
-            heading = line.lstrip("# ") if re.match("#+ [^{]", line) else heading
+            heading = line.lstrip("# ") if re.match("##+ ", line) else heading
         return (f'{tangle.DOCUMENT.name}:{first.line + 1}-{last.line + len(last.body)}, '
                 f'in "{heading}"')
 
@@ -183,11 +183,12 @@ def where(error: BaseException, program: Program) -> str:
     while trace:
         if trace.tb_frame.f_code.co_filename == program.module.__file__:
             line = program.lines[trace.tb_lineno - 1]
+            code = line.text.split("  #")[0].strip()
             if line.block.line == 0:
-                place = f"Line {line.number}, `{line.text.strip()}`, raises"
+                place = f"Line {line.number}, `{code}`, raises"
             elif place == "It raises":
                 place = (f"What it leaves makes {tangle.DOCUMENT.name}:{line.number}, "
-                         f"`{line.text.strip()}`, raise")
+                         f"`{code}`, raise")
         trace = trace.tb_next
     return f"{place} {describe(error)}."
 

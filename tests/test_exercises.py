@@ -187,6 +187,7 @@ MUTANTS = {
         ("self.mask[S - T : S, :S]", "self.mask[:T, :T]", "cache"),
         ("self.mask[S - T : S, :S]", "self.mask.T[S - T : S, :S]", "NaN|transposed"),
         ("> 60", "> 60000", "overflows"),
+        ("max(e.max(), -e.min())", "e.max()", "near -1200"),
         ("np.exp(e, out=e)", "e *= self.scale; np.exp(e, out=e)", "scaled twice"),
         ("np.exp(e, out=e)", "e /= self.scale; np.exp(e, out=e)", "√D twice"),
         ("(e @ np.ones(S, e.dtype))[..., None]", "e.sum(axis=-1)", r"o \*= 1 / sums"),
@@ -367,6 +368,7 @@ MUTANTS = {
         ("argsort(-p", "argsort(p", "least likely"),
         ("np.cumsum(p[order]) - p[order]", "np.cumsum(p[order])", "reaches top_p"),
         ("top_p * p.sum()", "top_p", "what is left"),
+        ("before < top_p", "before <= top_p", "keeps a third"),
         ("return p / p.sum()", "return p", "what is left"),
         ("logits.astype(np.float64)", "logits.copy()", "float32"),
         ("logits.astype(np.float64)", "logits", "changes its input|float32"),
@@ -724,7 +726,9 @@ def test_each_rewrite_has_a_grader_hints_and_mutants():
 
 def test_every_exercise_is_marked_with_kind_difficulty_and_time():
     bullets = re.findall(r"(?m)^- \*(\d+\.\d+)\*", BOOK.text)
-    assert bullets == [exercise.number for exercise in BOOK.exercises]
+    marked = {exercise.number for exercise in BOOK.exercises}
+    assert not [number for number in bullets if number not in marked], \
+        "mark them as (paper, ★, 10 minutes), (rewrite, ...) or (project, ★★★, 2 hours)"
     assert len(bullets) == len(set(bullets)) >= 30
     assert set(Counter(e.kind for e in BOOK.exercises)) == {"paper", "rewrite", "project"}
     assert all(e.name for e in BOOK.exercises if e.kind == "rewrite")
