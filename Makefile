@@ -5,7 +5,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
 OUT     ?= model
 MODEL   ?= model
-RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
+RUN     := PYTHONPATH=$(if $(MINE),answers/package,build) $(PYTHON) -m simple_llm
 TORCH   := .venv-torch
 WEAVER  := .venv-book
 
@@ -84,6 +84,21 @@ shell: build  ## a Python session that can import simple_llm
 
 test: build  ## check every gradient, and everything else
 	@$(PYTHON) -m pytest -q tests $(ARGS)
+
+# Exercises that rewrite a chunk: the answers lie in answers/, which git ignores.
+EXERCISES := PYTHONPATH=build $(PYTHON) -m exercises
+.PHONY: exercise grade hint solution
+exercise: build  ## begin EX=softmax, a chunk to be rewritten; without EX, list them all
+	@$(EXERCISES) $(if $(EX),exercise '$(EX)') $(ARGS)
+
+grade: build  ## is your EX=... right? if not, what is wrong
+	@$(EXERCISES) $(if $(EX),grade '$(EX)') $(ARGS)
+
+hint: build  ## a hint for EX=..., one more each time (or N=2)
+	@$(EXERCISES) $(if $(EX),hint '$(EX)' $(N))
+
+solution: build  ## the book's own chunk for EX=...
+	@$(EXERCISES) $(if $(EX),solution '$(EX)')
 
 captions: $(STAMP)  ## renew the captions above the chunks of the book, and its index
 	@$(PYTHON) tangle.py captions

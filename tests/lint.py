@@ -18,7 +18,7 @@ import tangle  # noqa: E402
 LONGEST_CHUNK, WIDEST_LINE, FEWEST_WORDS, MOST_KILOBYTES = 25, 88, 4.0, 400
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FORMULA = re.compile(r"\$`.+?`\$", re.DOTALL)
-EXERCISE = re.compile(r"^- \*(\d+\.\d+)\* \((.*?)\)(.*?)(?=^- |^$|\Z)", re.M | re.S)
+EXERCISE = re.compile(r"^- \*\d+\.\d+\* \(([^)]*)\)", re.M)
 Problem = tuple[int, str]
 
 
@@ -229,12 +229,9 @@ def problems(book: Book) -> list[str]:
 
 
 def kinds_of_exercises(book: Book) -> dict[str, int]:
-    kinds = {"rewrite a chunk": 0, "paper or a run": 0, "project": 0}
-    for _, mark, text in EXERCISE.findall(book.prose()):
-        kind = ("project" if "project" in mark else
-                "rewrite a chunk" if "make exercise" in text else "paper or a run")
-        kinds[kind] += 1
-    return kinds
+    """An exercise opens with *N.m* (kind, difficulty, time)."""
+    kinds = [mark.partition(",")[0] for mark in EXERCISE.findall(book.prose())]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
 def table(book: Book) -> dict[str, str]:
@@ -244,7 +241,7 @@ def table(book: Book) -> dict[str, str]:
     words, lines = words_of_prose(book), lines_of_code(book)
     prose = book.prose()
     exercises = kinds_of_exercises(book)
-    kinds = ", ".join(f"{kind} {count}" for kind, count in exercises.items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in exercises.items())
     languages = [block.language for block in book.blocks]
     return {
         "chapters": str(len(re.findall(r"^## \d+\. ", prose, re.M))),
@@ -254,7 +251,7 @@ def table(book: Book) -> dict[str, str]:
         "chunks": f"{len({block.name for block in chunks})} in {len(chunks)} blocks",
         "lines of a chunk": f"median {statistics.median(sizes):g}, at most {max(sizes)}",
         "files": str(len(book.tangled) - len(chunks)),
-        "exercises": f"{sum(exercises.values())}: {kinds}",
+        "exercises": f"{sum(exercises.values())} ({kinds})",
         "figures": str(len(re.findall(r"!\[", prose))),
         "equations": f"{languages.count('math')}, and {len(FORMULA.findall(prose))} in "
                      "the text",

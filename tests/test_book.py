@@ -106,10 +106,10 @@ def test_every_name_that_a_file_uses_is_defined_there():
 def test_numpy_is_all_that_the_package_needs():
     for path in tangled_files():
         text = path.read_text(encoding="utf-8")
+        optional = {"parallel.py": {"mpi4py"}, "places.py": {"tangle"},
+                    "continue_in_torch.py": {"torch", "transformers"},
+                    "weave.py": {"tangle", "pygments", "markdown_it", "math_core"}}
+        allowed = {*sys.stdlib_module_names, "numpy", "simple_llm",
+                   *optional.get(path.name, set())}
         for name in re.findall(r"(?m)^\s*(?:from|import) (\w+)", text):
-            allowed = {*sys.stdlib_module_names, "numpy", "simple_llm"}
-            if path.name == "weave.py":             # no part of the package
-                allowed |= {"tangle", "pygments", "markdown_it", "math_core"}
-            if path.name == "places.py":            # if it is there
-                allowed |= {"tangle"}
             assert name in allowed, path.name

@@ -171,12 +171,12 @@ def test_a_book_of_400_kilobytes_is_noticed():
 
 def test_the_table_counts_what_is_there():
     text = ("## 1. One\n\nFive words and a formula: $`x`$ here.\n" + CHUNK +
-            "\n```math\nx\n```\n\n- *1.1* (5 minutes) Why?\n- *1.2* (project) Do it.\n"
-            "- *1.3* (30 minutes) `make exercise EX=x`.\n")
+            "\n```math\nx\n```\n\n- *1.1* (paper, ★, 5 minutes) Why?\n- *1.2* (project, ★★,\n"
+            "  2 hours) Do it.\n- *1.3* (rewrite, ★, 1 hour) This.\n")
     table = lint.table(lint.Book(text))
     assert table["chunks"] == "1 in 1 blocks"
     assert table["equations"] == "1, and 1 in the text"
-    assert table["exercises"] == "3: rewrite a chunk 1, paper or a run 1, project 1"
+    assert table["exercises"] == "3 (1 paper, 1 project, 1 rewrite)"
 
 
 # The index
