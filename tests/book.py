@@ -54,6 +54,7 @@ FIGURE = re.compile(rf"^<!-- (?P<kind>(?:long )?figure){SEAL}: (?P<command>.+?) 
 VALUE = re.compile(r"(?<![\w.])(?P<number>\d[\d,]*(?:\.\d+)?)(?P<close>[%`$*]*)"
                    r"<!-- value: (?P<code>.+?)(?: ~ (?P<tolerance>[\d.]+%?))? -->")
 MARK = re.compile(r"<!-- (?:output|long|figure|value)\b")
+NEVER = "nobody has run"                               # how a message begins
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -241,7 +242,7 @@ def stale_output(match: re.Match[str], run_all: bool) -> Iterator[str]:
             yield f"the output of `{command}` is stale"
         return
     if match["seal"] is None:
-        yield f"`{command}` was never run by `python tests/book.py refresh WORD`"
+        yield f"{NEVER} `{command}`: `python tests/book.py refresh WORD` does"
     elif match["seal"] != seal(command, text):
         yield f"the output of `{command}` was changed by hand"
     if run_all and match["tolerance"]:
