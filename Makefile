@@ -9,7 +9,7 @@ RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
 TORCH   := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test generate eval tiny shell bench bench-torch captions book-check \
+.PHONY: help tangle train test torture generate eval tiny shell bench bench-torch captions book-check \
 	refresh refresh-all clean
 
 help:  ## show this list
@@ -62,6 +62,9 @@ shell: build  ## a Python session that can import simple_llm
 
 test: build  ## check every gradient, and everything else
 	@$(PYTHON) -m pytest -q tests $(ARGS)
+
+torture: build  ## kill a training a hundred times, and compare the bytes at the end (minutes)
+	@$(PYTHON) tests/torture.py $(ARGS)
 
 captions: $(STAMP)  ## renew the caption lines above the chunks of the book
 	@$(PYTHON) tangle.py captions
