@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "build"), "PYTHONIOENCODING": "utf-8"}
@@ -170,6 +171,28 @@ def reference(home: Path, arguments: tuple[str, ...]) -> dict[str, bytes]:
     return result(home)
 
 
+def cost(place: Path) -> str:
+    """What a checkpoint of the model of the small world costs, in a sentence."""
+    from simple_llm.corpus import StoryCorpus, World
+    from simple_llm.model import Config, SimpleLLM
+    from simple_llm.resume import Run
+    from simple_llm.train import Options, train
+    corpus, steps, saves = StoryCorpus(World(), steps=30), [], []
+    model = SimpleLLM(Config(corpus.tokenizer.vocab_size, corpus.longest))
+    options = Options(epochs=1, evaluations=1)
+    run = Run(model, corpus, options, place / "checkpoint", {})
+    train(model, corpus, options, lambda m: steps.append(time.perf_counter()),
+          run.optimizer)
+    for _ in range(25):
+        began = time.perf_counter()
+        run.save()
+        saves.append(time.perf_counter() - began)
+    pauses = [after - before for before, after in zip(steps[1:-1], steps[2:-1])]
+    return (f"a checkpoint of the small world's model: {run.path.stat().st_size / 1e6:.2f} "
+            f"MB, {1000 * median(saves):.1f} ms;\na step of its training: "
+            f"{1000 * median(pauses):.0f} ms")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
@@ -188,11 +211,12 @@ def main() -> int:
         hits += torture(place / str(rounds), RUNS[name], wanted[name], ways, dice)
         if sys.stderr.isatty():
             print(f"\r{rounds} trainings", end="", file=sys.stderr, flush=True)
+    price = cost(place)
     shutil.rmtree(place)
     written, elsewhere = hits["while a file was written"], hits["elsewhere"]
     print(f"{rounds} trainings, killed {written + elsewhere} times, {written} of these while "
           f"a file was being written;\nresumed {hits['resumed']} times in the middle; each "
-          "ended in the bytes of the one that nobody killed")
+          f"ended in the bytes of the one that nobody killed\n{price}")
     return 0
 
 
