@@ -9,7 +9,7 @@ RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
 TORCH   := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test torture generate eval tiny shell bench bench-torch captions book-check \
+.PHONY: help tangle train test torture generate chat inspect info eval tiny shell bench bench-torch captions book-check \
 	refresh refresh-all clean
 
 help:  ## show this list
@@ -34,14 +34,23 @@ build: $(STAMP)
 	@$(PYTHON) tangle.py >/dev/null
 
 train: build  ## train on the small world (or CORPUS=...), then let it answer
-	@$(RUN) train --out '$(OUT)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
+	@$(RUN) train --out '$(OUT)' $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
 
 generate: build  ## continue PROMPT="..." with the trained model
 	@OPENBLAS_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) \
 		$(RUN) generate --model '$(MODEL)' --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
 
+chat: build  ## tell the trained model a story, and ask
+	@$(RUN) chat --model '$(MODEL)' $(ARGS)
+
+inspect: build  ## write inspect.html: what the model does with PROMPT="..."
+	@$(RUN) inspect --model '$(MODEL)' '$(subst ','\'',$(PROMPT))' $(ARGS)
+
+info: build  ## what is in the model directory MODEL
+	@$(RUN) info '$(MODEL)'
+
 eval: build  ## measure the trained model on held-out text
-	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
+	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
 
 tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
@@ -81,6 +90,7 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
 	@$(RUN).bench figures figures
+	@$(RUN).inside model figures
 	@$(PYTHON) tangle.py captions
 
 clean:  ## remove what was built, but no model
