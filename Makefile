@@ -10,7 +10,7 @@ TORCH   := .venv-torch
 WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test generate chat inspect info eval tiny shell bench bench-torch captions book-check \
+.PHONY: help tangle train test torture generate chat inspect info eval tiny shell bench bench-torch captions book-check \
 	refresh refresh-all clean
 
 help:  ## show this list
@@ -99,6 +99,9 @@ hint: build  ## a hint for EX=..., one more each time (or N=2)
 
 solution: build  ## the book's own chunk for EX=...
 	@$(EXERCISES) $(if $(EX),solution '$(EX)')
+
+torture: build  ## kill a training a hundred times, and compare the bytes at the end (minutes)
+	@$(PYTHON) tests/torture.py $(ARGS)
 
 captions: $(STAMP)  ## renew the captions above the chunks of the book, and its index
 	@$(PYTHON) tangle.py captions

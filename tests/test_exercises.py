@@ -409,7 +409,7 @@ MUTANTS = {
     "write-safetensors": [
         ('"little"', '"big"', "big-endian"),
         ('    text += b" " * (-len(text) % 8)', "    pass", "multiple of 8"),
-        ("{\"__metadata__\": {\"format\": \"pt\"}}", "{}", "__metadata__"),
+        ("{\"__metadata__\": {\"format\": \"pt\", **more}}", "{}", "__metadata__"),
         ("np.ascontiguousarray(array, \"<f4\")", "np.ascontiguousarray(array)", "4 bytes"),
         ("4 * array.size", "array.size", "Reading"),
         ("begin, end = end, end + 4 * array.size", "begin, end = 0, 4 * array.size",
