@@ -195,9 +195,7 @@ def find_undefined_terms(book: Book) -> Iterator[Problem]:
 
 
 def words_of_prose(book: Book) -> int:
-    text = re.sub(r"<!-- index -->.*<!-- end of the index -->", "", book.prose(),
-                  flags=re.S)
-    text = re.sub(r"<a id=.*</sub>", "", COMMENT.sub("", text))
+    text = re.sub(r"<a id=.*</sub>", "", COMMENT.sub("", book.prose()))
     return len(re.findall(r"[A-Za-z][\w'-]*", FORMULA.sub("x", text)))
 
 

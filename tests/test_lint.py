@@ -10,6 +10,7 @@ import lint
 import tangle
 
 TEXT = book.BOOK.read_text(encoding="utf-8")
+INDEX = index.make(TEXT)
 CHUNK = """
 <a id="chunk-x"></a><sub>**⟨x⟩** · used in nothing</sub>
 ```python {#x}
@@ -36,7 +37,8 @@ def test_the_book_keeps_its_rules():
 
 
 def test_the_index_is_fresh():
-    assert index.renew(TEXT) == TEXT, "run `make captions`"
+    assert index.INDEX.read_text(encoding="utf-8") == index.make(TEXT), (
+        "run `make captions`")
 
 
 def test_the_captions_are_fresh():
@@ -158,9 +160,8 @@ def test_too_little_prose_is_noticed():
     assert broken(changed("eight", "", text), lint.find_too_few_words)
 
 
-def test_captions_comments_and_the_index_are_no_prose():
-    block = lint.Book("words\n" + CHUNK + "<!-- many words here -->\n<!-- index -->\n"
-                      "- [x]: [y]\n<!-- end of the index -->\n")
+def test_captions_and_comments_are_no_prose():
+    block = lint.Book("words\n" + CHUNK + "<!-- many words here -->\n")
     assert lint.words_of_prose(block) == 1
 
 
@@ -181,22 +182,33 @@ def test_the_table_counts_what_is_there():
 
 # The index
 
-def test_a_stale_index_is_noticed():
-    assert index.renew(changed("- `AdamW` [", "- `Adam` [")) == TEXT
+def test_a_stale_index_is_noticed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(index, "INDEX", tmp_path / "index.md")
+    assert index.main(["check"]) == 1 and "make captions" in capsys.readouterr().err
+    assert index.main([]) == 0 == index.main(["check"])
+    (tmp_path / "index.md").write_text(INDEX.replace("`AdamW`", "`Adam`"))
+    assert index.main(["check"]) == 1
+
+
+def test_every_link_of_the_index_leads_into_the_book():
+    anchors = {f"simple_llm.md#{name}" for name in lint.anchors(lint.Book(TEXT))}
+    targets = dict(re.findall(r"(?m)^\[(.*)\]: (.*)$", INDEX))
+    assert set(targets.values()) <= anchors
+    assert set(re.findall(r"\[(.*?)\]", INDEX)) == targets.keys()
 
 
 def test_the_index_says_where_a_name_is_defined_and_used():
-    line = re.search(r"(?m)^- `LayerNorm` (.*)$", TEXT)[1]
+    line = re.search(r"(?m)^- `LayerNorm` (.*)$", INDEX)[1]
     assert line.startswith("[layer-norm]: ") and "[block]" in line
 
 
 def test_the_index_has_every_chunk_and_every_public_function():
     for name in tangle.gather_chunks(tangle.read_blocks(TEXT)[0]):
-        assert f"\n- [{name}] " in TEXT
+        assert f"\n- [{name}] " in INDEX
     for path in ("layers", "model", "train"):
         source = Path(book.ROOT, f"build/simple_llm/{path}.py").read_text(encoding="utf-8")
         for name in re.findall(r"(?m)^(?:def|class) ([A-Za-z]\w*)", source):
-            assert f"\n- `{name}` [" in TEXT, name
+            assert f"\n- `{name}` [" in INDEX, name
 
 
 # Numbers: marks and seals

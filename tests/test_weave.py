@@ -87,9 +87,10 @@ def make_page(tmp_path_factory):
         (home / "figures").mkdir()
         for figure in (ROOT / "figures").glob("*.svg"):
             (home / "figures" / figure.name).write_bytes(figure.read_bytes())
-        (home / "book.md").write_text(text, encoding="utf-8")
+        (home / "simple_llm.md").write_text(text, encoding="utf-8")
+        (home / "index.md").write_bytes((ROOT / "index.md").read_bytes())
         done = subprocess.run(
-            [python, ROOT / "build/weave.py", home / "book.md", home / "out/index.html"],
+            [python, ROOT / "build/weave.py", home / "simple_llm.md", home / "out/index.html"],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
         if not check:
             return done
@@ -242,6 +243,11 @@ def test_the_contents_name_every_chapter(whole):
             assert title.replace("`", "") in contents
 
 
+def test_the_index_is_in_the_page(whole):
+    part = whole[whole.index('id="appendix-d-index"'):whole.index('id="appendix-e-the')]
+    assert part.count("<li>") > 300 and 'href="#chunk-layer-norm"' in part
+
+
 def test_nothing_of_the_markdown_is_left_over(whole):
     text = re.sub(r"(?s)<style>.*?</style>|<(pre|code)\b.*?</\1>|<[^>]+>", "", whole)
     assert "$`" not in text and "```" not in text and "](" not in text
@@ -256,23 +262,22 @@ CHROMIUM = next(filter(None, map(shutil.which, (
     "chromium", "chromium-browser", "google-chrome"))), None)
 LOOK = """<!DOCTYPE html><iframe width=1400 height=1600></iframe>
 <iframe width=400 height=800></iframe><pre></pre><script>
-const found = [];
+const found = [], frames = [...document.querySelectorAll("iframe")];
 function look(frame) {
   const page = frame.contentDocument, root = page.documentElement;
   const nav = page.querySelector("nav"), link = nav.querySelector("a[href^='#11-']");
   const box = link.getBoundingClientRect(), fold = page.querySelector(".code details");
   const high = fold.offsetHeight;
   fold.open = true;
-  const bright = page.defaultView.getComputedStyle(page.body).backgroundColor;
-  found.push({wide: root.scrollWidth, left: box.left, right: box.right, top: box.top,
-    color: bright, unfolds: fold.offsetHeight > high, formula:
+  found[frames.indexOf(frame)] = {wide: root.scrollWidth, left: box.left, right: box.right, top: box.top,
+    unfolds: fold.offsetHeight > high, formula:
     page.querySelector(".formula math").getBoundingClientRect().height, dead:
     [...page.querySelectorAll("a[href^='#']")].map(a => a.getAttribute("href").slice(1))
     .filter(id => !page.getElementById(id)), pictures:
-    [...page.images].filter(image => !image.naturalWidth).length});
-  if (found.length == 2) document.querySelector("pre").textContent = JSON.stringify(found);
+    [...page.images].filter(image => !image.naturalWidth).length};
+  if (found[0] && found[1]) document.querySelector("pre").textContent = JSON.stringify(found);
 }
-for (const frame of document.querySelectorAll("iframe")) {
+for (const frame of frames) {
   frame.onload = () => look(frame);
   frame.src = "index.html";
 }
