@@ -148,6 +148,7 @@ def test_a_term_that_is_used_before_it_is_defined_is_noticed():
 
 def test_a_term_that_is_defined_nowhere_or_elsewhere_is_noticed():
     for spoilt in (changed("**attic**", "attic", TERMS),
+                   changed("**attic**", "**barn** and attic and **cellar**", TERMS),
                    changed("(#two)", "(#1-one)", TERMS)):
         assert "is not defined (in bold type) at" in broken(
             spoilt, lint.find_undefined_terms)[0]
