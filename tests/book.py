@@ -213,6 +213,8 @@ def stale(text: str, whole: str = "", run_all: bool = False) -> list[str]:
         drawn = path.read_text(encoding="utf-8") if path.is_file() else ""
         if match["kind"] == "figure" and command_output(command) != drawn:
             complain(match.start(), f"{match['path']} is not what `{command}` draws")
+        elif match["kind"] != "figure" and match["seal"] is None:
+            complain(match.start(), f"{NEVER} `{command}`: then `python tests/book.py seal`")
         elif match["kind"] != "figure" and seal(command, drawn) != match["seal"]:
             complain(match.start(), f"{match['path']} is not what was sealed: draw it "
                      "again, then `python tests/book.py seal`")
