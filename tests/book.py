@@ -281,9 +281,15 @@ def refresh(text: str, word: str | None) -> str:
             (ROOT / match["path"]).write_text(drawn, encoding="utf-8")
     for names_of_chapter in names.values():         # the transcripts may be new ones
         names_of_chapter["shown"] = shown_in(text)
-    return VALUE.sub(
-        lambda match: match[0].replace(match["number"], evaluate(
-            match, names[chapter_of(text, match.start())]), 1), text)
+
+    def renew_value(match: re.Match[str]) -> str:
+        try:
+            right = evaluate(match, names[chapter_of(text, match.start())])
+        except Exception:                           # `check` will say what is wrong
+            return match[0]
+        return match[0].replace(match["number"], right, 1)
+
+    return VALUE.sub(renew_value, text)
 
 
 def sealed(match: re.Match[str], below: str, new: str) -> str:

@@ -258,7 +258,9 @@ def test_an_empty_output_cannot_be_sealed():
 
 
 def test_a_value_that_cannot_be_computed_is_noticed():
-    assert "NameError" in book.stale(changed("log(n)", "log(m)", VALUES))[0]
+    spoilt = changed("log(n)", "log(m)", VALUES)
+    assert "NameError" in book.stale(spoilt)[0]
+    assert book.refresh(spoilt, None) == spoilt
     assert "0 numbers are shown" in book.stale(changed('"took', '"need', VALUES))[0]
 
 
