@@ -5,8 +5,9 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
 OUT     ?= model
 MODEL   ?= model
-RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
+RUN     := PYTHONPATH=$(if $(MINE),answers/package,build) $(PYTHON) -m simple_llm
 TORCH   := .venv-torch
+WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
 .PHONY: help tangle train test torture generate chat inspect info eval tiny shell bench bench-torch captions book-check \
@@ -66,33 +67,66 @@ $(TORCH)/.ready: requirements-torch.txt setup.sh
 bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
 	@$(TORCH)/bin/python tests/bench_torch.py
 
+.PHONY: book chapter
+# What weaving the page needs, in an environment apart, too.
+$(WEAVER)/.ready: requirements-book.txt setup.sh
+	@sh setup.sh $(WEAVER) requirements-book.txt
+	@touch $@
+
+book: build $(WEAVER)/.ready  ## weave the book into one page, build/book/index.html
+	@PYTHONPATH=. $(WEAVER)/bin/python build/weave.py simple_llm.md build/book/index.html
+
+chapter: build  ## the program as it is known at the end of chapter N=5, in build/chapters/5
+	@$(PYTHON) tests/chapter.py $(N) $(DIRECTORY)
+
 shell: build  ## a Python session that can import simple_llm
 	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'
 
 test: build  ## check every gradient, and everything else
 	@$(PYTHON) -m pytest -q tests $(ARGS)
 
+# Exercises that rewrite a chunk: the answers lie in answers/, which git ignores.
+EXERCISES := PYTHONPATH=build $(PYTHON) -m exercises
+.PHONY: exercise grade hint solution
+exercise: build  ## begin EX=softmax, a chunk to be rewritten; without EX, list them all
+	@$(EXERCISES) $(if $(EX),exercise '$(EX)') $(ARGS)
+
+grade: build  ## is your EX=... right? if not, what is wrong
+	@$(EXERCISES) $(if $(EX),grade '$(EX)') $(ARGS)
+
+hint: build  ## a hint for EX=..., one more each time (or N=2)
+	@$(EXERCISES) $(if $(EX),hint '$(EX)' $(N))
+
+solution: build  ## the book's own chunk for EX=...
+	@$(EXERCISES) $(if $(EX),solution '$(EX)')
+
 torture: build  ## kill a training a hundred times, and compare the bytes at the end (minutes)
 	@$(PYTHON) tests/torture.py $(ARGS)
 
-captions: $(STAMP)  ## renew the caption lines above the chunks of the book
+captions: $(STAMP)  ## renew the captions above the chunks of the book, and its index
 	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
 
-book-check: build  ## is everything that the book shows still true?
+book-check: build  ## is everything that the book shows still true? its rules, its figures
 	@$(PYTHON) tangle.py check
+	@$(PYTHON) tests/index.py check
+	@$(PYTHON) tests/lint.py
 	@$(PYTHON) tests/book.py check
 
 refresh: build  ## renew the outputs of sessions and quick commands in the book
 	@$(PYTHON) tests/book.py refresh
 	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
 
 refresh-all: build  ## renew the long runs in the book, too, and its figures (minutes)
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
 	@$(RUN).bench figures figures
 	@$(RUN).inside model figures
+	@$(PYTHON) tests/book.py seal
 	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
 
 clean:  ## remove what was built, but no model
-	@rm -rf $(VENV) $(TORCH) .pytest_cache tests/__pycache__ __pycache__
+	@rm -rf $(VENV) $(TORCH) $(WEAVER) .pytest_cache tests/__pycache__ __pycache__
 	@find build -mindepth 1 ! -name .gitignore -delete
