@@ -237,7 +237,7 @@ def test_a_corpus_without_a_name(tmp_path):
     ("train", "--no-such-option"), ("train", "--epochs", "0"),
     ("train", "--width", "-8"),
     ("train", "--epochs", "many"), ("generate", "--top-k", "0"), ("fly",), (),
-    ("train", "--tokenizer", "bpe"), ("generate", "--max-new-tokens", "-1"),
+    ("train", "--tokenizer", "syllable"), ("generate", "--max-new-tokens", "-1"),
     ("train", "--learning-rate", "fast"),
 ], ids=str)
 def test_a_wrong_option_exits_2(tmp_path, options):

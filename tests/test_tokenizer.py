@@ -108,8 +108,8 @@ def test_a_vocabulary_of_nothing_is_refused(text, kind):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(UserError, match="'bpe'"):
-        Tokenizer.from_text("a", "bpe")
+    with pytest.raises(UserError, match="'syllable'"):
+        Tokenizer.from_text("a", "syllable")
 
 
 def test_decode_takes_an_iterator():
