@@ -9,8 +9,8 @@ RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
 TORCH   := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test generate eval tiny shell bench bench-torch captions book-check \
-	refresh refresh-all clean
+.PHONY: help tangle train test generate eval tokenize tiny shell bench bench-torch bench-bpe \
+	parity captions book-check refresh refresh-all clean
 
 help:  ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
@@ -43,6 +43,9 @@ generate: build  ## continue PROMPT="..." with the trained model
 eval: build  ## measure the trained model on held-out text
 	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
 
+tokenize: build  ## show how PROMPT="..." is cut into tokens
+	@$(RUN) tokenize --model '$(MODEL)' $(ARGS) $(if $(PROMPT),-- '$(subst ','\'',$(PROMPT))')
+
 tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
@@ -56,6 +59,12 @@ $(TORCH)/.ready: requirements-torch.txt setup.sh
 
 bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
 	@$(TORCH)/bin/python tests/bench_torch.py
+
+bench-bpe: build $(TORCH)/.ready  ## time byte-pair training beside others (MINBPE=a copy of minbpe)
+	@MINBPE='$(MINBPE)' $(TORCH)/bin/python tests/bench_bpe.py $(ARGS)
+
+parity: build $(TORCH)/.ready  ## our directories in transformers, and theirs here (installs it)
+	@$(TORCH)/bin/python tests/parity.py
 
 shell: build  ## a Python session that can import simple_llm
 	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'

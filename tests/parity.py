@@ -46,7 +46,7 @@ def show(name: str, ids: tuple[int, int] | None, logits: tuple[float, float] | N
     cells = [f"{ids[0]} of {ids[1]:,}" if ids else "",
              f"{logits[0]:.1e} of {logits[1]:.1f}" if logits else "",
              f"{texts[0]} of {texts[1]}" if texts else ""]
-    print(f"{name:38}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+    print((f"{name:38}" + "".join(f"{cell:>18}" for cell in cells)).rstrip(), flush=True)
 
 
 def every_known_character(step: int = 1) -> list[str]:
