@@ -5,12 +5,13 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
 OUT     ?= model
 MODEL   ?= model
-RUN     := PYTHONPATH=build $(PYTHON) -m simple_llm
+RUN     := PYTHONPATH=$(if $(MINE),answers/package,build) $(PYTHON) -m simple_llm
 TORCH   := .venv-torch
+WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test generate eval tokenize tiny shell bench bench-torch bench-bpe \
-	parity captions book-check refresh refresh-all clean
+.PHONY: help tangle train test torture generate chat inspect info eval tokenize tiny shell \
+	bench bench-torch bench-bpe parity captions book-check refresh refresh-all clean
 
 help:  ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
@@ -34,14 +35,23 @@ build: $(STAMP)
 	@$(PYTHON) tangle.py >/dev/null
 
 train: build  ## train on the small world (or CORPUS=...), then let it answer
-	@$(RUN) train --out '$(OUT)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
+	@$(RUN) train --out '$(OUT)' $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
 
 generate: build  ## continue PROMPT="..." with the trained model
 	@OPENBLAS_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) \
 		$(RUN) generate --model '$(MODEL)' --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
 
+chat: build  ## tell the trained model a story, and ask
+	@$(RUN) chat --model '$(MODEL)' $(ARGS)
+
+inspect: build  ## write inspect.html: what the model does with PROMPT="..."
+	@$(RUN) inspect --model '$(MODEL)' '$(subst ','\'',$(PROMPT))' $(ARGS)
+
+info: build  ## what is in the model directory MODEL
+	@$(RUN) info '$(MODEL)'
+
 eval: build  ## measure the trained model on held-out text
-	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus '$(CORPUS)') $(ARGS)
+	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
 
 tokenize: build  ## show how PROMPT="..." is cut into tokens
 	@$(RUN) tokenize --model '$(MODEL)' $(ARGS) $(if $(PROMPT),-- '$(subst ','\'',$(PROMPT))')
@@ -66,29 +76,66 @@ bench-bpe: build $(TORCH)/.ready  ## time byte-pair training beside others (MINB
 parity: build $(TORCH)/.ready  ## our directories in transformers, and theirs here (installs it)
 	@$(TORCH)/bin/python tests/parity.py
 
+.PHONY: book chapter
+# What weaving the page needs, in an environment apart, too.
+$(WEAVER)/.ready: requirements-book.txt setup.sh
+	@sh setup.sh $(WEAVER) requirements-book.txt
+	@touch $@
+
+book: build $(WEAVER)/.ready  ## weave the book into one page, build/book/index.html
+	@PYTHONPATH=. $(WEAVER)/bin/python build/weave.py simple_llm.md build/book/index.html
+
+chapter: build  ## the program as it is known at the end of chapter N=5, in build/chapters/5
+	@$(PYTHON) tests/chapter.py $(N) $(DIRECTORY)
+
 shell: build  ## a Python session that can import simple_llm
 	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'
 
 test: build  ## check every gradient, and everything else
 	@$(PYTHON) -m pytest -q tests $(ARGS)
 
-captions: $(STAMP)  ## renew the caption lines above the chunks of the book
-	@$(PYTHON) tangle.py captions
+# Exercises that rewrite a chunk: the answers lie in answers/, which git ignores.
+EXERCISES := PYTHONPATH=build $(PYTHON) -m exercises
+.PHONY: exercise grade hint solution
+exercise: build  ## begin EX=softmax, a chunk to be rewritten; without EX, list them all
+	@$(EXERCISES) $(if $(EX),exercise '$(EX)') $(ARGS)
 
-book-check: build  ## is everything that the book shows still true?
+grade: build  ## is your EX=... right? if not, what is wrong
+	@$(EXERCISES) $(if $(EX),grade '$(EX)') $(ARGS)
+
+hint: build  ## a hint for EX=..., one more each time (or N=2)
+	@$(EXERCISES) $(if $(EX),hint '$(EX)' $(N))
+
+solution: build  ## the book's own chunk for EX=...
+	@$(EXERCISES) $(if $(EX),solution '$(EX)')
+
+torture: build  ## kill a training a hundred times, and compare the bytes at the end (minutes)
+	@$(PYTHON) tests/torture.py $(ARGS)
+
+captions: $(STAMP)  ## renew the captions above the chunks of the book, and its index
+	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
+
+book-check: build  ## is everything that the book shows still true? its rules, its figures
 	@$(PYTHON) tangle.py check
+	@$(PYTHON) tests/index.py check
+	@$(PYTHON) tests/lint.py
 	@$(PYTHON) tests/book.py check
 
 refresh: build  ## renew the outputs of sessions and quick commands in the book
 	@$(PYTHON) tests/book.py refresh
 	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
 
 refresh-all: build  ## renew the long runs in the book, too, and its figures (minutes)
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
 	@$(RUN).bench figures figures
+	@$(RUN).inside model figures
+	@$(PYTHON) tests/book.py seal
 	@$(PYTHON) tangle.py captions
+	@$(PYTHON) tests/index.py
 
 clean:  ## remove what was built, but no model
-	@rm -rf $(VENV) $(TORCH) .pytest_cache tests/__pycache__ __pycache__
+	@rm -rf $(VENV) $(TORCH) $(WEAVER) .pytest_cache tests/__pycache__ __pycache__
 	@find build -mindepth 1 ! -name .gitignore -delete

@@ -1,18 +1,41 @@
-"""The outputs in the book: check that they are what the program prints, or renew them.
+"""The numbers in the book: check that they are what the program prints, or renew them.
 
-    python tests/book.py check       the sessions and the quick commands; exit 1 if stale
-    python tests/book.py refresh     renew these outputs in simple_llm.md
+    python tests/book.py check         what is quick; exit 1 if something is stale
+    python tests/book.py check all     also run the long commands again (minutes)
+    python tests/book.py refresh       renew what is quick in simple_llm.md
     python tests/book.py refresh all       also the long runs (minutes)
     python tests/book.py refresh WORD      of the long runs, those with this in the command
+    python tests/book.py seal          what is long stands as its command printed it
 
-Two kinds of output stand in the book. A session is a ```pycon block; the sessions of a
-chapter share their names. A command's output is a ```text block below a comment such as
-<!-- output: python -m simple_llm.tiny -->; with `long` in place of `output`, the command
-takes minutes and its numbers depend on the machine, so it is renewed, not compared.
+Five marks. All but the first are comments, which GitHub does not show.
+
+    ```pycon                           a session; those of a chapter share their names
+    <!-- output: COMMAND -->           above a ```text block: what the command prints
+    <!-- long SEAL ~ 20%: COMMAND -->  the same, but it takes minutes, or the machine has
+                                       a say. It is not run again by `check`; the seal, a
+                                       hash of command and output which `refresh` writes,
+                                       tells whether somebody changed it by hand. With
+                                       `check all` its numbers may differ by the tolerance
+    <!-- figure: COMMAND -->           above a picture: the command prints this SVG
+    <!-- long figure SEAL: COMMAND --> above a picture that took long: sealed, too
+    2.565<!-- value: log(13) -->       right behind a number in a sentence (or behind the
+                                       `$, ** or % that closes it): the expression, with
+                                       the names of the chapter's sessions, has this value,
+                                       rounded as the number is. With ~ 0.1 or ~ 5% before
+                                       the end it may differ by so much. shown("REGEX") is
+                                       the number that the first group finds in the outputs
+                                       of the book, so that prose agrees with transcripts;
+                                       shown("REGEX", "WORD") looks in those whose command
+                                       has the word. Statements, with "; " between them,
+                                       may stand before the expression
+
+A command runs in build/.
 """
 from __future__ import annotations
 
 import doctest
+import hashlib
+import math
 import os
 import re
 import subprocess
@@ -22,9 +45,16 @@ from typing import Iterator, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "simple_llm.md"
+SEAL = r"(?: (?P<seal>[0-9a-f]{8}))?"
 OUTPUT = re.compile(
-    r"^<!-- (output|long): (.+?) -->\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
-)
+    rf"^<!-- (?P<kind>output|long){SEAL}(?: ~ (?P<tolerance>[\d.]+%?))?: "
+    r"(?P<command>.+?) -->\n```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FIGURE = re.compile(rf"^<!-- (?P<kind>(?:long )?figure){SEAL}: (?P<command>.+?) -->\n"
+                    r"!\[[^\]]*\]\((?P<path>[^)]+)\)$", re.MULTILINE)
+VALUE = re.compile(r"(?<![\w.])(?P<number>\d[\d,]*(?:\.\d+)?)(?P<close>[%`$*]*)"
+                   r"<!-- value: (?P<code>.+?)(?: ~ (?P<tolerance>[\d.]+%?))? -->")
+MARK = re.compile(r"<!-- (?:output|long|figure|value)\b")
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 class Session(NamedTuple):
@@ -48,9 +78,10 @@ def sessions(text: str) -> Iterator[Session]:
             chapter = line.removeprefix("## ")
 
 
-def run_chapter(blocks: list[Session]) -> Iterator[tuple[int, doctest.Example, str]]:
+def run_chapter(
+    blocks: list[Session], names: dict[str, object]
+) -> Iterator[tuple[int, doctest.Example, str]]:
     """Run a chapter's sessions; yield each example's book line, itself, and its output."""
-    names: dict[str, object] = {}
     got: dict[int, str] = {}
 
     class Runner(doctest.DocTestRunner):
@@ -94,39 +125,187 @@ def command_output(command: str) -> str:
     return done.stdout
 
 
-def stale(text: str) -> list[str]:
-    """What the book shows that is not so, one message for each."""
+def seal(*what: str) -> str:
+    """A short hash, by which a change made by hand is noticed."""
+    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:8]
+
+
+def near(one: float, other: float, tolerance: str) -> bool:
+    """Do two numbers differ by no more than 0.1, or 5%?"""
+    allowed = float(tolerance.rstrip("%"))
+    if tolerance.endswith("%"):
+        allowed *= abs(other) / 100
+    return abs(one - other) <= allowed * (1 + 1e-9)
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def shown_in(text: str):
+    """A function that finds a number in the outputs which a book shows."""
+    outputs = [(match["command"], match["text"]) for match in OUTPUT.finditer(text)]
+
+    def shown(pattern: str, command: str = "") -> float:
+        found = {match[1] for made_by, output in outputs if command in made_by
+                 for match in re.finditer(pattern, output, re.MULTILINE)}
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} numbers are shown as {pattern}")
+        return number(found.pop())
+
+    return shown
+
+
+def as_written(value: float, old: str) -> str:
+    """A value with as many decimals as the old number, and its commas."""
+    decimals = len(old.partition(".")[2])
+    comma = "," if "," in old or (value >= 10_000 and "." not in old) else ""
+    return f"{value:{comma}.{decimals}f}"
+
+
+def evaluate(match: re.Match[str], names: dict[str, object]) -> str:
+    """What the number in front of a value mark should be, as it would be written."""
+    *statements, expression = match["code"].split("; ")
+    for statement in statements:
+        exec(statement, names)                      # the book's own, as its sessions are
+    value = float(eval(expression, names))
+    old = number(match["number"])
+    if match["tolerance"] and near(old, value, match["tolerance"]):
+        return match["number"]
+    return as_written(value, match["number"])
+
+
+def line_of(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1
+
+
+def chapter_of(text: str, place: int) -> str:
+    titles = re.findall(r"^## (.*)$", text[:place], re.MULTILINE)
+    return titles[-1] if titles else ""
+
+
+def namespaces(whole: str) -> dict[str, dict[str, object]]:
+    """For each chapter, the names that its values start with."""
+    names = {**vars(math), "shown": shown_in(whole), "__name__": "__main__"}
+    titles = re.findall(r"^## (.*)$", whole, re.MULTILINE)
+    return {title: dict(names) for title in ["", *titles]}
+
+
+def stale(text: str, whole: str = "", run_all: bool = False) -> list[str]:
+    """What a part of the whole book shows that is not so, one message for each."""
     wrong = []
-    for blocks in by_chapter(text).values():
-        for line, example, got in run_chapter(blocks):
+
+    def complain(place: int, message: str) -> None:
+        wrong.append(f"{BOOK.name}:{line_of(text, place)}: {message}")
+
+    names = namespaces(whole or text)
+    for chapter, blocks in by_chapter(text).items():
+        for line, example, got in run_chapter(blocks, names[chapter]):
             if got != example.want:
                 wrong.append(f"{BOOK.name}:{line}: {example.source.strip()}\n"
                              f"  the book says {example.want!r}\n  it is         {got!r}")
     for match in OUTPUT.finditer(text):
-        if match[1] == "output" and command_output(match[2]) != match[3]:
-            line = text.count("\n", 0, match.start()) + 1
-            wrong.append(f"{BOOK.name}:{line}: the output of `{match[2]}` is stale")
+        for message in stale_output(match, run_all):
+            complain(match.start(), message)
+    for match in FIGURE.finditer(text):
+        path, command = ROOT / match["path"], match["command"]
+        drawn = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if match["kind"] == "figure" and command_output(command) != drawn:
+            complain(match.start(), f"{match['path']} is not what `{command}` draws")
+        elif match["kind"] != "figure" and seal(command, drawn) != match["seal"]:
+            complain(match.start(), f"{match['path']} is not what was sealed: draw it "
+                     "again, then `python tests/book.py seal`")
+    for match in VALUE.finditer(text):
+        try:
+            right = evaluate(match, names[chapter_of(text, match.start())])
+        except Exception as error:
+            right = f"{type(error).__name__}: {error}"
+        if right != match["number"]:
+            complain(match.start(), f"{match['number']}: {match['code']} is {right}")
+    known = {match.start() for kind in (OUTPUT, FIGURE) for match in kind.finditer(text)}
+    known |= {match.end("close") for match in VALUE.finditer(text)}
+    hidden = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+    masked = hidden.sub(lambda m: " " * len(m[0]), text)
+    for match in MARK.finditer(masked):
+        if match.start() not in known:
+            complain(match.start(), "this mark has nothing to mark: a value stands right "
+                     "behind its number, the others right above a block or a picture")
     return wrong
 
 
+def stale_output(match: re.Match[str], run_all: bool) -> Iterator[str]:
+    """What is wrong with a command's output."""
+    command, text = match["command"], match["text"]
+    if match["kind"] == "output":
+        if command_output(command) != text:
+            yield f"the output of `{command}` is stale"
+        return
+    if match["seal"] is None:
+        yield f"`{command}` was never run by `python tests/book.py refresh WORD`"
+    elif match["seal"] != seal(command, text):
+        yield f"the output of `{command}` was changed by hand"
+    if run_all and match["tolerance"]:
+        old, new = (NUMBER.findall(one) for one in (text, command_output(command)))
+        for one, other in zip(old, new):
+            if not near(number(one), number(other), match["tolerance"]):
+                yield f"`{command}` prints {other} where the book has {one}"
+        if len(old) != len(new):
+            yield f"`{command}` prints {len(new)} numbers, and the book has {len(old)}"
+
+
 def refresh(text: str, word: str | None) -> str:
-    """The book with its outputs renewed; the long ones if `word` is in the command."""
+    """The book with its numbers renewed; the long ones if `word` is in the command."""
     lines = text.split("\n")
     changes = []
-    for blocks in by_chapter(text).values():
-        for line, example, got in run_chapter(blocks):
+    names = namespaces(text)
+    for chapter, blocks in by_chapter(text).items():
+        for line, example, got in run_chapter(blocks, names[chapter]):
             first = line - 1 + example.source.count("\n")
             changes.append((first, first + example.want.count("\n"), got))
     for first, last, got in sorted(changes, reverse=True):
         lines[first:last] = got.split("\n")[:-1]
 
     def renew(match: re.Match[str]) -> str:
-        if match[1] == "long" and (word is None or word not in match[2]):
+        if match["kind"] == "long" and (word is None or word not in match["command"]):
             return match[0]
-        head = match[0][: match[0].index("```text\n")]
-        return f"{head}```text\n{command_output(match[2])}```"
+        output = command_output(match["command"])
+        return sealed(match, f"```text\n{output}```", seal(match["command"], output))
 
-    return OUTPUT.sub(renew, "\n".join(lines))
+    text = OUTPUT.sub(renew, "\n".join(lines))
+    for match in FIGURE.finditer(text):
+        if match["kind"] == "figure":
+            drawn = command_output(match["command"])
+            (ROOT / match["path"]).write_text(drawn, encoding="utf-8")
+    for names_of_chapter in names.values():         # the transcripts may be new ones
+        names_of_chapter["shown"] = shown_in(text)
+    return VALUE.sub(
+        lambda match: match[0].replace(match["number"], evaluate(
+            match, names[chapter_of(text, match.start())]), 1), text)
+
+
+def sealed(match: re.Match[str], below: str, new: str) -> str:
+    """A mark with its seal, if it is of the long kind, and what stands below it."""
+    head = match["kind"] + (f" {new}" if match["kind"].startswith("long") else "")
+    if match.re is OUTPUT and match["tolerance"]:
+        head += f" ~ {match['tolerance']}"
+    return f"<!-- {head}: {match['command']} -->\n{below}"
+
+
+def seal_all(text: str) -> str:
+    """The book with new seals on all that is long."""
+    def output(match: re.Match[str]) -> str:
+        if not match["text"].strip():
+            return match[0]                             # there is no output yet
+        below = match[0].partition("\n")[2]
+        return sealed(match, below, seal(match["command"], match["text"]))
+
+    def figure(match: re.Match[str]) -> str:
+        path = ROOT / match["path"]
+        drawn = path.read_text(encoding="utf-8") if path.is_file() else ""
+        below = match[0].partition("\n")[2]
+        return sealed(match, below, seal(match["command"], drawn))
+
+    return FIGURE.sub(figure, OUTPUT.sub(output, text))
 
 
 def main(arguments: list[str]) -> int:
@@ -137,8 +316,11 @@ def main(arguments: list[str]) -> int:
         word = "" if word == "all" else word
         BOOK.write_text(refresh(text, word), encoding="utf-8")
         return 0
-    wrong = stale(text)
-    print("\n".join(wrong) or "every output in the book is what the program prints")
+    if arguments == ["seal"]:
+        BOOK.write_text(seal_all(text), encoding="utf-8")
+        return 0
+    wrong = stale(text, run_all=arguments == ["check", "all"])
+    print("\n".join(wrong) or "every number in the book is what the program prints")
     return 1 if wrong else 0
 
 

@@ -7,6 +7,19 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path[:0] = [str(ROOT), str(ROOT / "build")]
 
+import pytest  # noqa: E402
+
 import tangle  # noqa: E402
 
 tangle.write(tangle.texts(tangle.tangle(tangle.read_document(), build=tangle.BUILD)))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failure in the package names the places in the book."""
+    report = (yield).get_result()
+    if report.failed and call.excinfo is not None:
+        from simple_llm.places import places
+        found = places(call.excinfo.tb)
+        if found:
+            report.sections.append(("in the book", "\n".join(found)))

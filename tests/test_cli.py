@@ -1,4 +1,5 @@
 """The command line as a user types it. Bad input gets one sentence and no traceback."""
+import math
 import os
 import re
 import signal
@@ -222,10 +223,16 @@ def test_a_corpus_shorter_than_the_context(home, tmp_path):
     assert_one_sentence(done, "context", "5000")
 
 
-@pytest.mark.parametrize("corpus", ["missing.txt", "."])
-def test_a_corpus_that_cannot_be_read(tmp_path, corpus):
-    done = run("train", "--corpus", corpus, *TINY, cwd=tmp_path)
-    assert_one_sentence(done, "cannot read", corpus)
+def test_a_corpus_that_cannot_be_read(tmp_path):
+    done = run("train", "--corpus", "missing.txt", *TINY, cwd=tmp_path)
+    assert_one_sentence(done, "cannot read", "missing.txt")
+
+
+def test_a_directory_without_text(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"\xff\xd8")
+    done = run("train", "--corpus", "photos", *TINY, cwd=tmp_path)
+    assert_one_sentence(done, "photos", "no text", ".txt")
 
 
 def test_a_corpus_without_a_name(tmp_path):
@@ -370,6 +377,116 @@ def test_a_full_disk_gives_one_sentence(home):
                               stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and "No space left" in done.stderr
+
+
+# Looking inside, talking, counting; texts from everywhere
+
+TRAINED = Path(__file__).parent / "trained"
+
+
+def chat(text, cwd, *options):
+    return subprocess.run(
+        [sys.executable, "-m", "simple_llm", "chat", "--model", str(TRAINED), *options],
+        cwd=cwd, env=ENV, input=text, capture_output=True, text=True, timeout=60,
+    )
+
+
+def test_chat_remembers_statements_and_answers_questions(tmp_path):
+    done = chat("anna took the key . ben went to the barn .\n"
+                "what about anna ?\nwhat about ben ?\nwhat about anna ?\n", tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout == "the key\nthe barn\nthe key\n"
+
+
+def test_chat_takes_several_statements_and_empty_lines(tmp_path):
+    done = chat("cleo took the bell .\n\nben went to the attic .\nwhat about cleo ?\n",
+                tmp_path)
+    assert done.stdout == "the bell\n"
+
+
+def test_a_chat_longer_than_the_context_goes_on(tmp_path):
+    story = "anna took the key . ben went to the barn .\n" + "what about ben ?\n" * 15
+    done = chat(story, tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 15
+
+
+def test_info_counts_every_parameter(tmp_path):
+    done = run("info", TRAINED, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = [int(number.replace(",", ""))
+              for number in re.findall(r"([\d,]+) parameters", done.stdout)]
+    assert counts[-1] == sum(counts[:-1]) == 106_496
+    assert "word tokenizer" in done.stdout
+
+
+def test_inspect_writes_a_page(tmp_path):
+    done = run("inspect", "anna took the key . what about anna ? the", "--model", TRAINED,
+               "--out", "page.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "page.html" in done.stdout
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_inspect_refuses_a_text_that_is_longer_than_the_context(tmp_path):
+    done = run("inspect", "the " * 80, "--model", TRAINED, cwd=tmp_path)
+    assert_one_sentence(done, "81 tokens", "73")
+
+
+def test_a_prompt_from_standard_input(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "simple_llm", "generate", "--model", str(TRAINED),
+         "--prompt", "-", "--temperature", "0", "--max-new-tokens", "2"],
+        cwd=tmp_path, env=ENV, input="ben took the coin . what about ben ?\n",
+        capture_output=True, text=True, timeout=60)
+    assert done.stdout == "ben took the coin . what about ben ? the coin\n"
+
+
+def test_texts_are_joined_from_files_directories_and_standard_input(tmp_path):
+    from simple_llm.corpus import gather_text
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b" / "2.md").write_text("three")
+    (tmp_path / "b" / "1.txt").write_text("two")
+    (tmp_path / "b" / "x.bin").write_bytes(b"\0")
+    text = gather_text([str(tmp_path / "a.txt"), str(tmp_path / "b")])
+    assert text == "one\ntwo\nthree"
+    assert len(gather_text(["pydoc"])) > 300_000
+
+
+def test_fine_tuning_keeps_the_sizes_and_the_vocabulary(home):
+    (home / "more.txt").write_text("the dog sat on the cat.\n" * 20)
+    done = run("train", "--corpus", "more.txt", "--from", "model", "--out", "tuned",
+               "--epochs", 1, "--workers", 1, "--no-ladder", cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert "bits per byte" in done.stdout
+    old, new = (SimpleLLM.from_pretrained(home / name) for name in ("model", "tuned"))
+    assert old.config == new.config and not np.array_equal(old.data, new.data)
+    assert Tokenizer.load(home / "tuned").tokens == Tokenizer.load(home / "model").tokens
+
+
+def test_fine_tuning_refuses_other_sizes(home):
+    done = run("train", "--corpus", "text.txt", "--from", "model", "--layers", 3, cwd=home)
+    assert_one_sentence(done, "--layers", "--from")
+
+
+def test_a_model_of_a_text_cannot_go_on_with_the_small_world(home):
+    done = run("train", "--from", "model", cwd=home)
+    assert_one_sentence(done, "small world", "--corpus")
+
+
+def test_bits_per_byte_do_not_depend_on_how_a_text_is_cut():
+    """Two tokenizers that spread the same cost over tokens of different size agree."""
+    from simple_llm.corpus import TextCorpus
+    text = "ab cd ef gh " * 200
+    chars = TextCorpus(text, Tokenizer.from_text(text, "char"), 8)
+    tokens = len(chars.validation)
+    assert chars.bits_per_byte(math.log(2)) == pytest.approx(1.0)      # 1 bit a letter
+    words = TextCorpus(text, Tokenizer.from_text(text, "word"), 8)
+    nats = math.log(2) * 2                                             # 2 bits a word
+    in_bytes = len(words.tokenizer.decode(words.validation.tolist()).encode())
+    assert words.bits_per_byte(nats) == pytest.approx(
+        2 * len(words.validation) / in_bytes)
+    assert tokens > len(words.validation)
 
 
 # Byte-pair encoding, and tokenize

@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -236,6 +238,66 @@ def test_no_helper_outlives_the_team():
         processes = [helper.process for helper in team.helpers]
         assert all(process.is_alive() for process in processes)
     assert not any(process.is_alive() for process in processes)
+
+
+class Communicator:
+    """What AcrossMachines uses of MPI, among threads."""
+
+    def __init__(self, rank, size, meeting, table):
+        self.rank, self.size, self.meeting, self.table = rank, size, meeting, table
+
+    def exchange(self, value):
+        self.table[self.rank] = value
+        self.meeting.wait()
+        values = [self.table[rank] for rank in range(self.size)]
+        self.meeting.wait()
+        return values
+
+    def Allreduce(self, place, vector):
+        assert place == "in place"
+        vector[...] = sum(self.exchange(vector.copy()))
+
+    def allreduce(self, number):
+        return sum(self.exchange(number))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_of_mpi_each_get_the_gradient_of_the_whole_batch(size, monkeypatch):
+    ids, targets = make_batch(5)
+    loss, grad = one_worker(make_model(), ids, targets)
+    meeting, table = threading.Barrier(size), {}
+    mpi = SimpleNamespace(IN_PLACE="in place")
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=mpi))
+    models = [make_model() for _ in range(size)]
+    teams = []
+    for rank, model in enumerate(models):
+        mpi.COMM_WORLD = Communicator(rank, size, meeting, table)
+        teams.append(parallel.AcrossMachines(model))
+    with ThreadPoolExecutor(size) as pool:
+        losses = list(pool.map(lambda team: team.loss_and_gradient(ids, targets), teams))
+    assert losses == pytest.approx([loss] * size, rel=1e-12)
+    for model in models:
+        np.testing.assert_allclose(model.grad, grad, rtol=1e-9, atol=1e-13)
+        assert np.array_equal(model.grad, models[0].grad)
+
+
+@pytest.mark.parametrize("names", [("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+                                   ("PMI_RANK", "PMI_SIZE")])
+def test_mpiexec_without_mpi4py_is_one_sentence(names, monkeypatch):
+    monkeypatch.setenv(names[0], "1")
+    monkeypatch.setenv(names[1], "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    assert parallel.mpi_rank() == (1, 2)
+    with pytest.raises(UserError, match="mpi4py"):
+        parallel.make_team(make_model(), 1, 0)
+
+
+def test_without_mpiexec_the_workers_are_processes_of_this_machine(monkeypatch):
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert parallel.mpi_rank() == (0, 1)
+    with parallel.make_team(make_model(), 2, 0) as team:
+        assert isinstance(team, DataParallel) and len(team.helpers) == 1
 
 
 ORPHAN = """

@@ -1,0 +1,1 @@
+"""Exercises that rewrite a chunk of the book: `python -m exercises` lists them."""

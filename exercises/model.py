@@ -1,0 +1,346 @@
+"""Graders for chapters 8 and 9: the model and training."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Callable
+
+import numpy as np
+
+from exercises.attention import time_attention
+from exercises.chunks import Module, Wrong
+from exercises.common import compare_layers, grader, normal, Race
+from exercises.diagnose import (
+    agree, Array, check, check_cases, check_gradient, Untouched,
+)
+
+
+# Chapter 8
+
+class Half:
+    """A part of a block: bends going forward; going back it is a plain product."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        self.W, self.caches = 0.5 * normal(width, width, seed=seed), []
+
+    def forward(self, x: Array, cache: Any = None) -> Array:
+        self.caches.append(cache)
+        return np.tanh(x @ self.W)
+
+    def backward(self, dy: Array) -> Array:
+        return dy @ self.W.T
+
+
+@grader("block")
+def grade_block(mine: Module, book: Module) -> Race:
+    x, dy = normal(2, 3, 4), normal(2, 3, 4, seed=9)
+    one, att, two, feed = parts = [Half(4, seed) for seed in range(4)]
+    f = [part.forward for part in parts]
+    b = [part.backward for part in parts]
+    middle = x + f[1](f[0](x))
+    block = mine.Block(*parts)
+    att.caches.clear()
+    with Untouched(x=x):
+        y = block.forward(x, "a cache")
+    if "a cache" not in att.caches:
+        raise Wrong("The attention is not given the cache.")
+    check("The output", y, middle + f[3](f[2](middle)), {
+        "lacks the residual around attention": f[1](f[0](x)) + f[3](f[2](f[1](f[0](x)))),
+        "lacks the residual around feed-forward": f[3](f[2](middle)),
+        "lacks both residuals": f[3](f[2](f[1](f[0](x)))),
+        "lacks the feed-forward": middle,
+        "feeds x to the feed-forward, not the stream with attention in it":
+            middle + f[3](f[2](x)),
+        "adds x a second time, not the stream after attention": x + f[3](f[2](middle)),
+        "lacks the first norm": (m := x + f[1](x)) + f[3](f[2](m)),
+        "lacks the second norm": middle + f[3](middle),
+        "normalizes after adding: GPT-2 does so before each part":
+            f[2]((m := f[0](x + f[1](x))) + f[3](m)),
+        "normalizes after adding: GPT-2 does so before attention":
+            (m := f[0](x + f[1](x))) + f[3](f[2](m)),
+        "uses norm_1 twice": middle + f[3](f[0](middle)),
+        "has the two norms exchanged": (m := x + f[1](f[2](x))) + f[3](f[0](m))})
+    dm = dy + b[2](b[3](dy))
+    with Untouched(dy=dy):
+        dx = block.backward(dy)
+    check("dx", dx, dm + b[0](b[1](dm)), {
+        "lacks the gradient that skips the feed-forward":
+            (m := b[2](b[3](dy))) + b[0](b[1](m)),
+        "lacks the gradient that skips attention": b[0](b[1](dm)),
+        "lacks both gradients that skip": b[0](b[1](b[2](b[3](dy)))),
+        "sends dy back through attention, not what the feed-forward has added to it":
+            dm + b[0](b[1](dy)),
+        "sends only dy past attention": dy + b[0](b[1](dm)),
+        "goes through the parts in the order of `forward`":
+            (m := dy + b[1](b[0](dy))) + b[3](b[2](m)),
+        "lacks the norms": (m := dy + b[3](dy)) + b[1](m),
+        "goes through each norm before its part":
+            (m := dy + b[3](b[2](dy))) + b[1](b[0](m)),
+        "goes through norm_2 before the feed-forward: going back, it comes after":
+            (m := dy + b[3](b[2](dy))) + b[0](b[1](m)),
+        "goes through norm_1 before attention: going back, it comes after":
+            dm + b[1](b[0](dm)),
+        "stops after the feed-forward": dm})
+
+    def make(module: Module, dtype: Any = np.float32) -> Any:
+        none = module.Dropout(0.0, np.random.default_rng(0))
+        feed = module.FeedForward(
+            *(module.Linear(0.1 * normal(*s, dtype=dtype)) for s in ((64, 256), (256, 64))),
+            none)
+        return module.Block(module.LayerNorm(64, dtype), time_attention(module),
+                            module.LayerNorm(64, dtype), feed)
+
+    big, dbig = (normal(8, 64, 64, dtype=np.float32, seed=seed) for seed in (0, 1))
+    compare_layers(make, mine, book, [(big, dbig), (big[:2, :9], dbig[:2, :9])])
+
+    def race(module: Module) -> Callable[[], object]:
+        block = make(module)
+        return lambda: (block.forward(big), block.backward(dbig))
+    return race
+
+
+@grader("go-all-the-way-back")
+def grade_model_backward(mine: Module, book: Module) -> Race:
+    ids, targets = np.array([[3, 1, 3], [0, 4, 2]]), np.array([[1, 3, -1], [4, 2, 2]])
+
+    def make(module: Module, dtype: Any = np.float64, dropout: float = 0.0) -> Any:
+        config = module.Config(vocab_size=6, context_length=5, d_model=8, n_layers=2,
+                               n_heads=2, dropout=dropout)
+        model = module.SimpleLLM(config, dtype=dtype)
+        model.loss(ids, targets)
+        model.grad[...] = 1
+        return model
+
+    ours, right, output, forward, alone = (
+        make(module) for module in (mine, book, book, book, book))
+    seen: list[Array] = []
+    output.tokens.backward = lambda dx: seen.append(dx.copy())
+    forward.blocks = forward.blocks[::-1]
+    for block in alone.blocks:
+        block.backward = lambda dx, backward=block.backward: (backward(dx), dx)[1]
+    for model in (ours, right, output, forward, alone):
+        model.backward()
+    head = output.tokens.weight.grad - 1
+    table = right.tokens.weight.grad - 1
+    if agree(ours.grad, right.grad - 1):
+        raise Wrong("Every gradient is overwritten: gradients are added.")
+    if agree(ours.grad, forward.grad):
+        raise Wrong("The gradient goes through the blocks in the order of `run`: the last "
+                    "block comes first.")
+    if agree(ours.grad, alone.grad):
+        raise Wrong("What a block returns is not passed on: each block gets the gradient "
+                    "that came from the one above it.")
+    first = np.zeros((2, 5, 8))
+    first[:, :3] = seen[0]
+    mistakes = {"transformer.wte.weight": {
+        "lacks what comes through the output: the table is used at both ends": table - head,
+        "lacks what comes through the input: the table is used at both ends": head},
+        "transformer.wpe.weight": {"is that of the first story only: all use the same "
+                                   "positions, so their gradients are added": first[0]}}
+    names = [name for name, _ in right.named_parameters()]
+    grads = [dict(model.named_parameters()) for model in (ours, right)]
+    for name in sorted(names, key=lambda n: (not n.startswith("transformer.ln_f"),
+                                             "wpe" in n or "wte" in n)):
+        check_gradient(f"The gradient of {name}", grads[0][name], grads[0][name].grad,
+                       grads[1][name].grad - 1, mistakes.get(name, {}),
+                       {"the batch size B": 2, "the length T": 3,
+                        "the number of targets": 5})
+    try:
+        ours.backward()
+    except Exception as error:
+        if not isinstance(error, RuntimeError):
+            raise
+    else:
+        raise Wrong("A second backward() without a loss() between is not refused: it would "
+                    "add gradients that are no longer true; test and clear self.ready.")
+    dropped = [make(module, dropout=0.5) for module in (mine, book)]
+    for model in dropped:
+        model.reseed([1])
+        model.train()
+        model.loss(ids, targets)
+        model.backward()
+    if not agree(dropped[0].grad, dropped[1].grad):
+        raise Wrong("With dropout it differs: the gradient goes back through self.drop, too.")
+    small, right_small = make(mine, np.float32), make(book, np.float32)
+    small.backward(), right_small.backward()
+    check("The gradient for float32", small.grad, right_small.grad)
+
+    def race(module: Module) -> Callable[[], object]:
+        model = module.SimpleLLM(module.Config(27, 64))
+        batch = np.arange(512).reshape(8, 64) % 27
+
+        def both() -> None:
+            model.loss(batch, batch)
+            model.backward()
+        return both
+    return race
+
+
+# Chapter 9
+
+def stand_in(size: int = 10, dtype: Any = np.float64) -> Any:
+    """What an optimizer needs of a model."""
+    return SimpleNamespace(data=normal(size, dtype=dtype),
+                           grad=normal(size, seed=1, dtype=dtype), matrices=slice(size // 2))
+
+
+def steps(optimizer: Any, model: Any, rates: tuple[float, ...]) -> Array:
+    """The parameters after some steps, with a new gradient before each."""
+    data, grad = model.data, model.grad
+    for number, rate in enumerate(rates):
+        grad[...] = normal(grad.size, seed=number + 1)
+        with Untouched(**{"model.grad": grad}):
+            optimizer.step(rate)
+        if model.data is not data:
+            raise Wrong("model.data is bound to a new array: change the one that is there, "
+                        "with -=, for every parameter is a view into it.")
+    return model.data - normal(grad.size, dtype=data.dtype)
+
+
+@grader("sgd")
+def grade_sgd(mine: Module, book: Module) -> Race:
+    rates = (0.1, 0.3, 0.2)
+    g = [normal(10, seed=number + 1) for number in range(3)]
+
+    def by_hand(keep: float, take: float, late: bool = True) -> Array:
+        v, moved = 0 * g[0], 0 * g[0]
+        for rate, each in zip(rates, g):
+            v = keep * v + take * each * (1 if late else rate)
+            moved = moved - (v * rate if late else v)
+        return moved
+
+    nesterov, v = 0 * g[0], 0 * g[0]
+    for rate, each in zip(rates, g):
+        v = 0.5 * v + each
+        nesterov = nesterov - rate * (each + 0.5 * v)
+    for momentum in (0.0, 0.5):
+        ours, right = (steps(module.SGD(model := stand_in(), momentum), model, rates)
+                       for module in (mine, book))
+        check("The movement of the parameters", ours, right, {
+            "goes uphill: a step is against the gradient": -right,
+            "lacks the learning rate": -sum(g),
+            "keeps the whole of v: it decays by μ": by_hand(1, 1),
+            **({} if not momentum else {
+                "ignores the momentum: v keeps μ times what it was": by_hand(0, 1),
+                "weighs the gradient with 1 - μ; here v = μ v + g": by_hand(0.5, 0.5),
+                "has the learning rate within v: it belongs to the step":
+                    by_hand(0.5, 1, late=False),
+                "is Nesterov's variant, not the plain one": nesterov})})
+    small = [steps(module.SGD(model := stand_in(dtype=np.float32), 0.5), model, rates)
+             for module in (mine, book)]
+    check("The movement for float32", *small)
+    return time_step("SGD")
+
+
+def time_step(name: str) -> Race:
+    def race(module: Module) -> Callable[[], object]:
+        optimizer = getattr(module, name)(stand_in(106_496, np.float32))
+        return lambda: optimizer.step(1e-6)
+    return race
+
+
+@grader("adamw-step-piece")
+def grade_adamw(mine: Module, book: Module) -> Race:
+    rates, b1, b2, eps = (0.1, 0.3, 0.2), 0.8, 0.95, 1e-3
+    start, g = normal(10), [normal(10, seed=number + 1) for number in range(3)]
+
+    def by_hand(mc: bool = True, vc: bool = True, square: bool = True, out: bool = True,
+                swap: bool = False, inside: bool = False, sign: float = -1,
+                root: bool = True, lazy: bool = False) -> Array:
+        beta1, beta2 = (b2, b1) if swap else (b1, b2)
+        m, v, x = 0 * start, 0 * start, start.copy()
+        for t, (rate, each) in enumerate(zip(rates, g), 1):
+            x[:5] *= 1 - rate * 0.1
+            m = beta1 * m + (1 - beta1) * each if not lazy else beta1 * m + each
+            v = beta2 * v + (1 - beta2) * (each**2 if square else np.abs(each))
+            mh = m / (1 - beta1**t) if mc else m
+            vh = v / (1 - beta2**t) if vc else v
+            low = np.sqrt(vh + eps) if inside else (np.sqrt(vh) if root else vh) + eps * out
+            x += sign * rate * mh / low
+        return x - start
+
+    def run(module: Module, dtype: Any = np.float64, piece: int = 4) -> Array:
+        module.AdamW.piece, old = piece, module.AdamW.piece
+        model = stand_in(dtype=dtype)
+        optimizer = module.AdamW(model, (b1, b2), eps)
+        module.AdamW.piece = old
+        optimizer.piece = piece
+        return steps(optimizer, model, rates)
+
+    if not isinstance(getattr(mine.AdamW, "piece", None), int):
+        raise Wrong("The class needs `piece`, the number of elements in a piece.")
+    for piece in (10, 5, 4):
+        got, right = run(mine, piece=piece), run(book, piece=piece)
+        if piece < 10 and not agree(got, right):
+            raise Wrong("In one piece it is right, but in several it is not: only the "
+                        "elements of `piece` may be changed, of m and v as well.")
+        check("The movement of the parameters", got, right, {
+            "lacks the correction of m at the beginning, 1 - β₁ᵗ": by_hand(mc=False),
+            "lacks the correction of v at the beginning, 1 - β₂ᵗ": by_hand(vc=False),
+            "lacks both corrections at the beginning": by_hand(mc=False, vc=False),
+            "has v of the gradient's absolute value: it is of its square":
+                by_hand(square=False),
+            "lacks ε": by_hand(out=False),
+            "has ε within the root; it is added to the root": by_hand(inside=True),
+            "has β₁ and β₂ exchanged": by_hand(swap=True),
+            "goes uphill: a step is against the gradient": by_hand(sign=1),
+            "lacks the root over v": by_hand(root=False),
+            "lacks the factor 1 - β₁ of the new gradient": by_hand(lazy=True)})
+    check("The movement for float32", run(mine, np.float32), run(book, np.float32))
+    return time_step("AdamW")
+
+
+@grader("clip-gradients")
+def grade_clip(mine: Module, book: Module) -> Race:
+    for start, limit, case in ((3 * normal(10), 2.0, "a gradient longer than the limit"),
+                               (3 * normal(10), 99.0, "a gradient shorter than the limit"),
+                               (0 * normal(10), 1.0, "a gradient of zero"),
+                               (normal(10, dtype=np.float32), 1.0, "float32")):
+        models = [SimpleNamespace(grad=start.copy(), data=start.copy()) for _ in range(2)]
+        grad = models[0].grad
+        with Untouched(**{"model.data": models[0].data}), np.errstate(all="ignore"):
+            norm = mine.clip_gradients(models[0], limit)
+            right = book.clip_gradients(models[1], limit)
+        if models[0].grad is not grad:
+            raise Wrong("model.grad is bound to a new array: change the one that is there, "
+                        "with *=, for every parameter's gradient is a view into it.")
+        length = right or 1.0
+        check(f"For {case}, the gradient", grad, models[1].grad, {
+            "is cut element by element: its direction must not change":
+                np.clip(start, -limit, limit),
+            "is brought to length 1, whatever the limit": start / length,
+            "is brought to the limit though it is shorter: it is to stay as it is":
+                start * limit / length,
+            "is not shortened": start,
+            "is divided by its squared length: the root is missing":
+                start * limit / length**2})
+        if norm is None:
+            raise Wrong("It returns None: it is to return the length that the gradient had.")
+        if not isinstance(norm, (float, np.floating)):
+            raise Wrong(f"It returns a {type(norm).__name__}, not a float.")
+        check("The length that is returned", norm, right, {
+            "is that of the shortened gradient: return what it was before":
+                min(right, limit),
+            "is the sum of squares: the root is missing": right**2,
+            "is the largest element": np.abs(start).max(),
+            "is the sum of the absolute values": np.abs(start).sum(),
+            "is divided by the number of elements": right / 10**0.5})
+    big = SimpleNamespace(grad=normal(106_496, dtype=np.float32))
+    return lambda module: lambda: module.clip_gradients(big, 1e9)
+
+
+@grader("learning-rate")
+def grade_learning_rate(mine: Module, book: Module) -> Race:
+    check_cases(mine.learning_rate, book.learning_rate, {
+        "step 0 is the first, and must move already: (step + 1) / warmup": (0, 100, 1.0, 10),
+        "it rises in a straight line to the peak": (4, 100, 1.0, 10),
+        "the warm-up ends at the peak": (9, 100, 1.0, 10),
+        "the cosine begins where the warm-up ends, at the peak": (10, 100, 1.0, 10),
+        "half-way down it is in the middle between the peak and a twentieth of it":
+            (55, 100, 1.0, 10),
+        "it is half a cosine, no straight line": (30, 100, 1.0, 10),
+        "the end is a twentieth of the peak, not zero": (100, 100, 1.0, 10),
+        "behind the end it stays there, and does not rise again": (130, 100, 1.0, 10),
+        "it is in proportion to the peak": (30, 100, 0.004, 10),
+        "there may be no warm-up at all": (0, 100, 1.0, 0),
+        "the warm-up may be as long as the training": (10, 10, 1.0, 10)})
+    return lambda module: lambda: module.learning_rate(300, 1000, 0.004, 100)

@@ -1,0 +1,204 @@
+"""The program as it is known at the end of a chapter.
+
+    python tests/chapter.py 5 [DIRECTORY]      the directory: build/chapters/5
+
+Of every file it holds what chapters 1 to 5 have shown. A file's own block, which lists its
+chunks and says what it imports, counts as shown as soon as one of its chunks is. In place
+of a chunk that comes later stands `...`, with the chapter's number. Names that are used
+already and explained later (an exception, say) are borrowed: the chunk that defines such
+a name is put in, and those that it needs. Imports of what nobody uses yet are left out.
+"""
+from __future__ import annotations
+
+import ast
+import builtins
+import symtable
+import sys
+from pathlib import Path
+from typing import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import index  # noqa: E402
+import tangle  # noqa: E402
+
+GIVEN = {*dir(builtins), "__name__", "__file__", "__doc__"}
+Lines = list[tuple[str, tangle.Block]]
+
+
+class Prefix:
+    """The blocks of a book, and which of them the program of a chapter has."""
+
+    def __init__(self, text: str, last: int) -> None:
+        blocks = [block for block in tangle.read_blocks(text)[0] if block.kind]
+        where = index.chapters(text, blocks)
+        self.chapter = {block.line: int(number) if number.isdigit() else 10**6
+                        for block in blocks for number in [where[block.line]]}
+        self.chunks = tangle.gather_chunks(blocks)
+        self.files = {block.name: block for block in blocks
+                      if block.kind == "file" and block.name.endswith(".py")}
+        self.known = {line for line, chapter in self.chapter.items() if chapter <= last}
+        self.borrowed: dict[str, int] = {}              # from which chapters
+        self.defined_in: dict[str, dict[str, tangle.Block]] = {}
+
+    def expand(self, block: tangle.Block, whole: bool = False, indent: str = "") -> Lines:
+        """A block's lines with the chunks it names; those unknown only if `whole`."""
+        lines: Lines = []
+        for text in block.body:
+            use = tangle.REFERENCE.fullmatch(text)
+            if not use:
+                lines.append((indent + text if text.strip() else "", block))
+                continue
+            parts = [part for part in self.chunks[use[2]]
+                     if whole or part.line in self.known]
+            for part in parts:
+                lines += self.expand(part, whole, indent + use[1])
+            if not parts:
+                chapter = self.chapter[self.chunks[use[2]][0].line]
+                lines.append((f"{indent}{use[1]}...  # <<{use[2]}>>: chapter {chapter}",
+                              block))
+        return lines
+
+    def has(self, block: tangle.Block) -> bool:
+        """Is anything of this file known?"""
+        return block.line in self.known or any(
+            part.line in self.known for use in tangle.find_uses([block])
+            for part in self.chunks[use.text])
+
+    def parents(self, block: tangle.Block) -> Iterator[tangle.Block]:
+        """The blocks through which a block comes into its file, and itself."""
+        yield block
+        for parts in [*self.chunks.values(), [*self.files.values()]]:
+            for part in parts:
+                if block.kind == "chunk" and block.name in {
+                        use.text for use in tangle.find_uses([part])}:
+                    yield from self.parents(part)
+
+    def definitions(self, path: str) -> dict[str, tangle.Block]:
+        """The block that defines each name of a whole file."""
+        if path not in self.defined_in and path in self.files:
+            lines = self.expand(self.files[path], whole=True)
+            self.defined_in[path] = {name: lines[node.lineno - 1][1]
+                                     for node in ast.parse(source(lines)).body
+                                     for name in defined(node)}
+        return self.defined_in.get(path, {})
+
+    def borrow(self, path: str, name: str) -> bool:
+        """Make a name of a file known, with the chunk that defines it."""
+        block = self.definitions(path).get(name)
+        if block is None or block.line in self.known:
+            return False
+        new = [block for block in self.parents(block) if block.line not in self.known]
+        self.known |= {block.line for block in new}
+        self.borrowed |= {block.name: self.chapter[block.line]
+                          for block in new if block.kind == "chunk"}
+        return True
+
+    def complete(self) -> dict[str, str]:
+        """Borrow until no name is missing; return the files."""
+        while True:
+            files = {path: source(self.expand(block))
+                     for path, block in self.files.items() if self.has(block)}
+            wanted = [(path, name) for file, text in files.items()
+                      for path, name in needs(file, text)]
+            if not any([self.borrow(path, name) for path, name in wanted]):
+                return {path: drop_imports(text) for path, text in files.items()}
+
+
+def source(lines: Lines) -> str:
+    return "".join(f"{text}\n" for text, _ in lines)
+
+
+def defined(node: ast.stmt) -> set[str]:
+    """The names that a statement of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        return {name.id for name in ast.walk(node)
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+    return set()
+
+
+def path_of(module: str) -> str:
+    return f"{module.replace('.', '/')}.py"
+
+
+def imports(tree: ast.Module) -> list[ast.ImportFrom]:
+    return [node for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module
+            and node.module.split(".")[0] == "simple_llm"]
+
+
+def mentioned(tree: ast.Module) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def needs(path: str, text: str) -> Iterator[tuple[str, str]]:
+    """The names that a file needs from itself and from others: the file, and the name."""
+    tree = ast.parse(text)
+    top = symtable.symtable(text, path, "exec")
+    here = {symbol.get_name() for symbol in top.get_symbols()
+            if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()}
+    tables = [top]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            name = symbol.get_name()
+            if symbol.is_global() and symbol.is_referenced() and name not in here | GIVEN:
+                yield path, name
+    uses = mentioned(tree)
+    for node in imports(tree):
+        for alias in node.names:
+            name = alias.asname or alias.name
+            if node.module == "simple_llm":             # a module, used as module.name
+                for use in ast.walk(tree):
+                    if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name):
+                        if use.value.id == name:
+                            yield path_of(f"simple_llm.{alias.name}"), use.attr
+            elif name in uses:
+                yield path_of(node.module), alias.name
+
+
+def drop_imports(text: str) -> str:
+    """The text without imports from the package that it does not use."""
+    tree, lines = ast.parse(text), text.split("\n")
+    uses = mentioned(tree)
+    for node in reversed(imports(tree)):
+        names = [alias for alias in node.names if (alias.asname or alias.name) in uses]
+        if len(names) < len(node.names):
+            kept = ast.unparse(ast.ImportFrom(node.module, names, 0)) if names else ""
+            lines[node.lineno - 1:node.end_lineno] = [kept] if kept else []
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    text = tangle.read_document()
+    blocks = tangle.read_blocks(text)[0]
+    numbers = sorted({int(n) for n in index.chapters(text, blocks).values()
+                      if n.isdigit()})
+    if not arguments or arguments[0] not in map(str, numbers):
+        print(f"say which chapter: make chapter N={numbers[0]}, up to {numbers[-1]}",
+              file=sys.stderr)
+        return 1
+    prefix = Prefix(text, int(arguments[0]))
+    files = prefix.complete()
+    directory = Path(arguments[1] if arguments[1:] else
+                     ROOT / "build/chapters" / arguments[0])
+    try:
+        tangle.write(files, directory)
+    except tangle.TangleError as error:
+        print("\n".join(wrong for _, wrong in error.problems), file=sys.stderr)
+        return 1
+    print(f"{directory}: {len(files)} files, as chapter {arguments[0]} leaves them")
+    if prefix.borrowed:
+        print("borrowed from later chapters:", ", ".join(
+            f"⟨{name}⟩ ({chapter})" for name, chapter in sorted(prefix.borrowed.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,276 @@
+"""The rules that the book keeps, and its table of figures.
+
+    python tests/lint.py        say what breaks a rule; exit 1 if anything does
+"""
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "build")]
+
+import tangle  # noqa: E402
+
+LONGEST_CHUNK, WIDEST_LINE, FEWEST_WORDS, MOST_KILOBYTES = 25, 88, 4.0, 500
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+FORMULA = re.compile(r"\$`.+?`\$", re.DOTALL)
+EXERCISE = re.compile(r"^- \*\d+\.\d+\* \(([^)]*)\)", re.M)
+Problem = tuple[int, str]
+
+
+class Book:
+    """The text, and the same with all code blanked, line for line."""
+
+    def __init__(self, text: str, root: Path = ROOT) -> None:
+        self.text, self.root = text, root
+        self.blocks, _ = tangle.read_blocks(text)
+        self.tangled = [block for block in self.blocks if block.kind]
+        lines = text.split("\n")
+        for block in self.blocks:
+            for number in range(block.line - 1, block.line + len(block.body) + 1):
+                lines[number] = ""
+        self.lines = lines                                  # the prose alone
+        self.headings = [(number, line) for number, line in enumerate(lines, 1)
+                         if re.match("#{1,6} ", line)]
+
+    def prose(self) -> str:
+        return "\n".join(self.lines)
+
+    def line_at(self, place: int) -> int:
+        return self.prose().count("\n", 0, place) + 1
+
+
+def blank(match: re.Match[str]) -> str:
+    """As many lines and columns of nothing."""
+    return re.sub(r"[^\n]", " ", match[0])
+
+
+def code_lines(block: tangle.Block) -> int:
+    return sum(bool(line.strip()) for line in block.body)
+
+
+def find_long_chunks(book: Book) -> Iterator[Problem]:
+    for block in book.tangled:
+        if block.kind == "chunk" and code_lines(block) > LONGEST_CHUNK:
+            yield block.line, f"⟨{block.name}⟩ has {code_lines(block)} lines"
+
+
+def find_wide_lines(book: Book) -> Iterator[Problem]:
+    for block in book.tangled:
+        for number, line in enumerate(block.body, block.line + 1):
+            if len(line) > WIDEST_LINE:
+                yield number, f"{len(line)} columns"
+
+
+def find_silent_chunks(book: Book) -> Iterator[Problem]:
+    """A sentence or more stands between a chunk and the block or heading before it."""
+    last = 0
+    for block in book.blocks:
+        between = book.lines[last:block.line - 1]
+        last = block.line + len(block.body) + 1
+        prose = [line for line in between
+                 if line.strip() and not line.startswith(("#", "<!--", "<a id"))]
+        if block.kind == "chunk" and not prose:
+            yield block.line, f"no prose before ⟨{block.name}⟩"
+
+
+def find_unused_chunks(book: Book) -> Iterator[Problem]:
+    """With all else that makes tangling impossible."""
+    try:
+        tangle.tangle(book.text)
+    except tangle.TangleError as error:
+        yield from error.problems
+
+
+def anchors(book: Book) -> set[str]:
+    """Where a link within the book may lead, as GitHub and the page see it."""
+    from weave import anchor
+    taken: dict[str, int] = {}
+    names = {anchor(line.lstrip("#"), taken) for _, line in book.headings}
+    return names | set(re.findall(r'<a id="([^"]+)"', book.prose()))
+
+
+def find_links(book: Book) -> list[tuple[int, str]]:
+    """Every link and picture: its line, and where it leads."""
+    prose = re.sub(r"(?<!\$)`[^`\n]*`(?!\$)", blank, book.prose())
+    prose = COMMENT.sub(blank, prose)
+    inline = re.finditer(r"\]\(([^()\s]*(?:\([^()\s]*\))?[^()\s]*)\)", prose)
+    below = re.finditer(r"^\[[^\]]+\]: (\S+)$", prose, re.M)
+    links = [(book.line_at(m.start()), m[1]) for found in (inline, below) for m in found]
+    return sorted(links)
+
+
+def find_dead_links(book: Book) -> Iterator[Problem]:
+    known = anchors(book)
+    for line, link in find_links(book):
+        if link.startswith("#"):
+            dead = link[1:] not in known
+        elif re.match(r"https?://|mailto:", link):
+            dead = False                                    # the network is not asked
+        else:
+            dead = not (book.root / link.partition("#")[0]).is_file()
+        if dead:
+            yield line, f"the link {link} is dead"
+
+
+def find_doubled_anchors(book: Book) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for number, line in enumerate(book.lines, 1):
+        for name in re.findall(r'<a id="([^"]+)"', line):
+            if name in seen:
+                yield number, f"a second anchor {name}"
+            seen.add(name)
+
+
+def find_bare_pictures(book: Book) -> Iterator[Problem]:
+    """A picture has a description, and above it stands how it was drawn."""
+    for number, line in enumerate(book.lines, 1):
+        if "![](" in line:
+            yield number, "a picture without a description"
+        if "![" in line and not re.match("<!-- (long )?figure", book.lines[number - 2]):
+            yield number, "a picture without <!-- figure: COMMAND --> right above it"
+
+
+def find_stray_tags(book: Book) -> Iterator[Problem]:
+    """What looks like HTML is not shown, unless it is marked as code."""
+    prose = COMMENT.sub(blank, FORMULA.sub(blank, book.prose()))
+    prose = re.sub(r"`[^`\n]*`", blank, prose)
+    for tag in re.finditer(r"</?(?!a id=|/?a>|sub>)[a-z]\w*\b[^<\n]*>", prose):
+        yield prose.count("\n", 0, tag.start()) + 1, f"{tag[0]} will not be seen"
+
+
+GLOSSARY = re.compile(r"^## Appendix A\. Glossary$(.*?)(?=^## )", re.M | re.S)
+ENTRY = re.compile(r"^- \[([^\]]+)\]\(#([^)]+)\): ", re.M)
+
+
+def forms(term: str) -> str:
+    """A pattern for a term in the singular and the plural, at the line's end or not."""
+    stem = r"\s+".join(re.escape(word) for word in re.split(r"\s+", term.lower()))
+    stem = re.sub(r"y$", "(?:y|ie)", stem)
+    return rf"(?<![\w-]){stem}(?:e?s)?(?![\w-])"
+
+
+def find_undefined_terms(book: Book) -> Iterator[Problem]:
+    """Each entry of the glossary leads to the section that defines it, in bold type;
+    and the term is not used before, unless the first use is a link."""
+    from weave import anchor
+    prose = FORMULA.sub(blank, book.prose())
+    prose = re.sub(r"`[^`\n]*`", blank, COMMENT.sub(blank, prose))
+    prose = re.sub(r"(?m)^\*At the end of this [^*]*\*$", blank, prose)
+    glossary = GLOSSARY.search(prose)
+    if not glossary:
+        yield 0, "there is no appendix `A. Glossary`"
+        return
+    starts = re.compile(r"^## 1\. ", re.M).search(prose)
+    taken: dict[str, int] = {}
+    sections: dict[str, tuple[int, int]] = {}
+    found = list(re.finditer(r"^#{1,6} (.*)$", prose, re.M))
+    for here, following in zip(found, [*found[1:], None]):
+        end = following.start() if following else len(prose)
+        sections[anchor(here[1], taken)] = (here.end(), end)
+    for entry in ENTRY.finditer(glossary[1]):
+        term, target = entry[1], entry[2]
+        line = prose.count("\n", 0, glossary.start(1) + entry.start()) + 1
+        begin, end = sections.get(target, (0, 0))
+        bold = re.compile(rf"\*\*[^*]*{forms(term)}[^*]*\*\*", re.I).search(
+            prose, begin, end)
+        if not bold:
+            yield line, f"{term} is not defined (in bold type) at #{target}"
+            continue
+        from_chapter_1 = starts.start() if starts else 0
+        for use in re.finditer(forms(term), prose[from_chapter_1:bold.start()], re.I):
+            place = from_chapter_1 + use.start()
+            linked = re.match(r"[^\[\]]*\]\(|[\w-]*\)", prose[place:])
+            heading = prose[prose.rfind("\n", 0, place) + 1:place].startswith("#")
+            if heading:
+                continue
+            if not linked:
+                yield (prose.count("\n", 0, place) + 1, f"{term} is used here, and "
+                       f"defined only at line {prose.count(chr(10), 0, bold.start()) + 1}")
+            break
+
+
+def words_of_prose(book: Book) -> int:
+    text = re.sub(r"<!-- index -->.*<!-- end of the index -->", "", book.prose(),
+                  flags=re.S)
+    text = re.sub(r"<a id=.*</sub>", "", COMMENT.sub("", text))
+    return len(re.findall(r"[A-Za-z][\w'-]*", FORMULA.sub("x", text)))
+
+
+def lines_of_code(book: Book) -> int:
+    return sum(code_lines(block) for block in book.tangled)
+
+
+def find_too_few_words(book: Book) -> Iterator[Problem]:
+    ratio = words_of_prose(book) / max(1, lines_of_code(book))
+    if ratio < FEWEST_WORDS:
+        yield 0, f"{ratio:.1f} words of prose for a line of code: too few"
+
+
+def find_too_many_bytes(book: Book) -> Iterator[Problem]:
+    size = len(book.text.encode()) / 1000
+    if size >= MOST_KILOBYTES:
+        yield 0, f"the book has {size:.0f} KB: {MOST_KILOBYTES} is the limit"
+
+
+RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
+         find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
+         find_undefined_terms, find_too_few_words, find_too_many_bytes]
+
+
+def problems(book: Book) -> list[str]:
+    found = sorted(problem for rule in RULES for problem in rule(book))
+    return [f"simple_llm.md:{line}: {wrong}" if line else f"simple_llm.md: {wrong}"
+            for line, wrong in found]
+
+
+def kinds_of_exercises(book: Book) -> dict[str, int]:
+    """An exercise opens with *N.m* (kind, difficulty, time)."""
+    kinds = [mark.partition(",")[0] for mark in EXERCISE.findall(book.prose())]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def table(book: Book) -> dict[str, str]:
+    """The figures of the whole book."""
+    chunks = [block for block in book.tangled if block.kind == "chunk"]
+    sizes = [code_lines(block) for block in chunks]
+    words, lines = words_of_prose(book), lines_of_code(book)
+    prose = book.prose()
+    exercises = kinds_of_exercises(book)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in exercises.items())
+    languages = [block.language for block in book.blocks]
+    return {
+        "chapters": str(len(re.findall(r"^## \d+\. ", prose, re.M))),
+        "words of prose": f"{words:,}",
+        "lines of code": f"{lines:,}",
+        "words for each line": f"{words / max(1, lines):.1f}",
+        "chunks": f"{len({block.name for block in chunks})} in {len(chunks)} blocks",
+        "lines of a chunk": f"median {statistics.median(sizes):g}, at most {max(sizes)}",
+        "files": str(len(book.tangled) - len(chunks)),
+        "exercises": f"{sum(exercises.values())} ({kinds})",
+        "figures": str(len(re.findall(r"!\[", prose))),
+        "equations": f"{languages.count('math')}, and {len(FORMULA.findall(prose))} in "
+                     "the text",
+        "sessions": str(languages.count("pycon")),
+        "outputs": str(len(re.findall(r"^<!-- (?:output|long)\b", prose, re.M))),
+        "numbers checked in the text": str(prose.count("<!-- value: ")),
+        "links": str(len(find_links(book))),
+        "size": f"{len(book.text.encode()) / 1000:.0f} KB of {MOST_KILOBYTES}",
+    }
+
+
+def main() -> int:
+    book = Book(tangle.read_document())
+    wrong = problems(book)
+    for name, figure in table(book).items():
+        print(f"{name:29}{figure}")
+    print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

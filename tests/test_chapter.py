@@ -1,0 +1,186 @@
+"""The program of each chapter: it imports, and the chapter's sessions pass on it."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import book
+import chapter
+import index
+import tangle
+
+TEXT = book.BOOK.read_text(encoding="utf-8")
+NUMBERS = sorted({int(n) for n in index.chapters(TEXT, tangle.read_blocks(TEXT)[0]).values()
+                  if n.isdigit()})
+TRY = """
+import importlib, json, os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import book
+wrong = {{}}
+for number, directory in {directories!r}.items():
+    for name in [name for name in sys.modules if name.split(".")[0] == "simple_llm"]:
+        del sys.modules[name]
+    sys.path.insert(0, directory)
+    os.chdir(directory)
+    wrong[number] = []
+    for file in sorted(os.listdir("simple_llm")):
+        module = "simple_llm." + file.removesuffix(".py")
+        if file.endswith(".py") and file != "__main__.py":
+            try:
+                importlib.import_module(module)
+            except BaseException as error:
+                wrong[number].append(f"{{module}}: {{error!r}}")
+    for title, blocks in book.by_chapter(book.BOOK.read_text(encoding="utf-8")).items():
+        if title.startswith(f"{{number}}. "):
+            for line, example, got in book.run_chapter(blocks, {{}}):
+                if got != example.want:
+                    wrong[number].append(f"{{line}}: {{example.source}}: {{got}}")
+    sys.path.remove(directory)
+print(json.dumps(wrong))
+"""
+
+
+def build(number, directory):
+    files = chapter.Prefix(TEXT, number).complete()
+    tangle.write(files, directory)
+    return files
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """What went wrong in each chapter's program; one process tries them all."""
+    home = tmp_path_factory.mktemp("chapters")
+    for number in NUMBERS:
+        build(number, home / str(number))
+    script = TRY.format(tests=str(book.ROOT / "tests"), root=str(book.ROOT),
+                        directories={n: str(home / str(n)) for n in NUMBERS})
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_program_of_a_chapter_imports_and_its_sessions_pass(number, tried):
+    assert tried[str(number)] == []
+
+
+@pytest.mark.parametrize("number", [n for n in NUMBERS if n <= 12])
+def test_a_chapter_has_no_chunk_of_a_later_one_but_those_it_borrows(number):
+    prefix = chapter.Prefix(TEXT, number)
+    prefix.complete()
+    for path, block in prefix.files.items():
+        if prefix.has(block):
+            for _, origin in prefix.expand(block):
+                later = prefix.chapter[origin.line] > number
+                assert (not later or origin.name in prefix.borrowed
+                        or origin.kind == "file")
+
+
+def test_the_last_chapter_has_the_whole_program(tmp_path):
+    files = build(NUMBERS[-1], tmp_path)
+    whole = tangle.texts(tangle.tangle(TEXT))
+    for path, text in files.items():
+        assert text == whole[path]
+    assert {path for path in whole if path.startswith("simple_llm/")} == {
+        path for path in files if path.startswith("simple_llm/")}
+
+
+def test_the_attention_of_chapter_7_is_not_in_chapter_6(tmp_path):
+    assert "class Linear" in build(6, tmp_path)["simple_llm/layers.py"]
+    six = build(6, tmp_path)["simple_llm/layers.py"]
+    assert "CausalSelfAttention" not in six
+    assert "...  # <<causal-self-attention>>: chapter 7\n" in six
+    assert "class CausalSelfAttention" in build(7, tmp_path)["simple_llm/layers.py"]
+
+
+def test_the_one_page_model_runs_on_its_own(tmp_path, monkeypatch):
+    build(1, tmp_path / "build")
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    shown = next(m for m in book.OUTPUT.finditer(TEXT) if "tiny" in m["command"])
+    assert book.command_output(shown["command"]) == shown["text"]
+
+
+SMALL = """## 1. One
+
+```python {#a}
+def a():
+    raise Wrong(PI)
+```
+
+```python {#class}
+class C:
+    x = 1
+    <<method>>
+```
+
+## 2. Two
+
+```python {file=simple_llm/one.py}
+from simple_llm.two import Never, PI, Wrong
+<<a>>
+<<class>>
+<<b>>
+```
+
+```python {#method}
+def method(self): return Never
+```
+
+```python {#b}
+def b(): return a()
+```
+
+## 3. Three
+
+```python {#wrong}
+class Wrong(Base): pass
+```
+
+```python {#base}
+class Base(Exception): pass
+```
+
+```python {#never}
+class Never: pass
+```
+
+```python {file=simple_llm/two.py}
+<<base>>
+<<wrong>>
+<<never>>
+PI = 3
+```
+"""
+
+
+def test_what_comes_later_is_left_out_or_borrowed():
+    prefix = chapter.Prefix(SMALL, 1)
+    assert prefix.complete() == {
+        "simple_llm/one.py": "from simple_llm.two import PI, Wrong\n"
+        "def a():\n    raise Wrong(PI)\n"
+        "class C:\n    x = 1\n    ...  # <<method>>: chapter 2\n"
+        "...  # <<b>>: chapter 2\n",
+        "simple_llm/two.py": "class Base(Exception): pass\nclass Wrong(Base): pass\n"
+        "...  # <<never>>: chapter 3\nPI = 3\n"}
+    assert prefix.borrowed == {"wrong": 3, "base": 3}
+
+
+def test_an_import_that_nothing_uses_yet_brings_no_file():
+    text = SMALL.replace("raise Wrong(PI)", "return 1")
+    assert chapter.Prefix(text, 1).complete().keys() == {"simple_llm/one.py"}
+
+
+def test_a_chapter_that_there_is_not_is_refused(capsys):
+    for arguments in ([], [""], ["0"], ["99"], ["x"]):
+        assert chapter.main(arguments) == 1
+        assert capsys.readouterr().err.startswith("say which chapter: make chapter N=")
+
+
+def test_a_file_of_the_chapter_that_was_edited_is_not_overwritten(tmp_path, capsys):
+    assert chapter.main(["1", str(tmp_path)]) == 0
+    (tmp_path / "simple_llm/tiny.py").write_text("mine")
+    assert chapter.main(["1", str(tmp_path)]) == 1
+    assert "changed by hand" in capsys.readouterr().err
+    assert Path(tmp_path, "simple_llm/tiny.py").read_text() == "mine"

@@ -1,0 +1,307 @@
+"""The rules of the book: it keeps them, and each is seen to notice a book that does not."""
+import re
+from pathlib import Path
+
+import pytest
+
+import book
+import index
+import lint
+import tangle
+
+TEXT = book.BOOK.read_text(encoding="utf-8")
+CHUNK = """
+<a id="chunk-x"></a><sub>**⟨x⟩** · used in nothing</sub>
+```python {#x}
+a = 1
+```
+"""
+
+
+def broken(text, rule, root=book.ROOT):
+    """What a rule says of a book; the line of each must be one of the book's."""
+    found = list(rule(lint.Book(text, root)))
+    assert all(0 <= line <= text.count("\n") + 1 for line, _ in found)
+    return [message for _, message in found]
+
+
+def changed(old, new, text=TEXT):
+    """The real book, with one thing spoilt."""
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+def test_the_book_keeps_its_rules():
+    assert lint.problems(lint.Book(TEXT)) == []
+
+
+def test_the_index_is_fresh():
+    assert index.renew(TEXT) == TEXT, "run `make captions`"
+
+
+def test_the_captions_are_fresh():
+    assert tangle.add_captions(TEXT) == TEXT, "run `make captions`"
+
+
+def first_chunk():
+    return next(b for b in lint.Book(TEXT).tangled if b.kind == "chunk")
+
+
+def test_a_chunk_of_26_lines_is_noticed():
+    fence = "```python {#%s}\n" % first_chunk().name
+    size = len(first_chunk().body)
+    fits = changed(fence, fence + "x = 0\n" * (25 - size))
+    assert not broken(fits, lint.find_long_chunks)
+    assert broken(changed(fence, fence + "x = 0\n", fits), lint.find_long_chunks) == [
+        f"⟨{first_chunk().name}⟩ has 26 lines"]
+
+
+def test_a_line_of_89_columns_is_noticed():
+    fence = "```python {#%s}\n" % first_chunk().name
+    assert not broken(changed(fence, fence + "#" * 88 + "\n"), lint.find_wide_lines)
+    assert broken(changed(fence, fence + "#" * 89 + "\n"), lint.find_wide_lines)
+
+
+def test_a_chunk_without_a_word_before_it_is_noticed():
+    text = "# Book\n\nA sentence.\n" + CHUNK + "\n## Heading\n" + CHUNK.replace("x", "y")
+    assert broken(text, lint.find_silent_chunks) == ["no prose before ⟨y⟩"]
+
+
+def test_a_chunk_that_nothing_uses_is_noticed():
+    assert broken(TEXT + "\nWords.\n" + CHUNK, lint.find_unused_chunks) == [
+        "nothing uses the chunk ⟨x⟩"]
+
+
+@pytest.mark.parametrize("link", ["#no-such-heading", "no/such/file.py", "figures/no.svg"])
+def test_a_dead_link_is_noticed(link):
+    assert broken(TEXT + f"\nSee [it]({link}).\n", lint.find_dead_links) == [
+        f"the link {link} is dead"]
+
+
+@pytest.mark.parametrize("link", ["#3-tokens", "tangle.py", "https://example.org/a_(b)"])
+def test_a_live_link_is_left_alone(link):
+    assert not broken(TEXT + f"\nSee [it]({link}).\n", lint.find_dead_links)
+
+
+def test_a_link_of_the_index_to_a_chunk_that_has_gone_is_noticed():
+    assert broken(TEXT + "\n[gone]: #chunk-gone\n", lint.find_dead_links)
+
+
+def test_a_heading_that_is_renamed_leaves_dead_links_behind():
+    assert broken(changed("## 3. Tokens\n", "## 3. Pieces\n"), lint.find_dead_links)
+
+
+def test_the_second_heading_of_a_name_has_a_number_as_on_github():
+    text = "# A b\n\n# A b\n\n[one](#a-b) [two](#a-b-1) [three](#a-b-2)\n"
+    assert broken(text, lint.find_dead_links) == ["the link #a-b-2 is dead"]
+
+
+def test_an_anchor_that_stands_twice_is_noticed():
+    anchor = f'<a id="chunk-{first_chunk().name}"></a>'
+    assert broken(changed(anchor, f"{anchor}\n\n{anchor}"), lint.find_doubled_anchors)
+
+
+def test_a_picture_without_a_description_or_a_mark_is_noticed():
+    text = "<!-- figure: x -->\n![words](a.svg)\n\n<!-- figure: x -->\n![](b.svg)\n"
+    assert len(broken(text, lint.find_bare_pictures)) == 1
+    assert len(broken(text + "\n![words](c.svg)\n", lint.find_bare_pictures)) == 2
+
+
+def test_a_tag_that_browsers_would_swallow_is_noticed():
+    assert not broken("Text `<eos>` and 1 < 2 and $`a <b`$.\n", lint.find_stray_tags)
+    assert broken("Text ends with <eos>.\n", lint.find_stray_tags)
+
+
+TERMS = """# Book
+
+An attic is mentioned in the preface.
+
+## 1. One
+
+*At the end of this chapter you know attics.*
+
+### Two
+
+An **attic** is a room under the roof.
+
+## Appendix A. Glossary
+
+- [Attic](#two): a room.
+
+## Appendix B. Solutions
+"""
+
+
+def test_a_term_that_is_defined_where_the_glossary_says_is_left_alone():
+    assert not broken(TERMS, lint.find_undefined_terms)
+    linked = changed("### Two", "Many [attics](#two) are full of attics.\n\n### Two", TERMS)
+    assert not broken(linked, lint.find_undefined_terms)
+
+
+def test_a_term_that_is_used_before_it_is_defined_is_noticed():
+    early = changed("### Two", "She went to the\nattic.\n\n### Two", TERMS)
+    assert broken(early, lint.find_undefined_terms) == [
+        "Attic is used here, and defined only at line 14"]
+
+
+def test_a_term_that_is_defined_nowhere_or_elsewhere_is_noticed():
+    for spoilt in (changed("**attic**", "attic", TERMS),
+                   changed("(#two)", "(#1-one)", TERMS)):
+        assert "is not defined (in bold type) at" in broken(
+            spoilt, lint.find_undefined_terms)[0]
+
+
+def test_too_little_prose_is_noticed():
+    words = "one two three four five six seven eight " * 2
+    text = f"{words}\n```python {{file=a.py}}\na = 1\nb = 2\nc = 3\nd = 4\n```\n"
+    assert not broken(text, lint.find_too_few_words)
+    assert broken(changed("eight", "", text), lint.find_too_few_words)
+
+
+def test_captions_comments_and_the_index_are_no_prose():
+    block = lint.Book("words\n" + CHUNK + "<!-- many words here -->\n<!-- index -->\n"
+                      "- [x]: [y]\n<!-- end of the index -->\n")
+    assert lint.words_of_prose(block) == 1
+
+
+def test_a_book_of_500_kilobytes_is_noticed():
+    assert not broken("x" * 399_999, lint.find_too_many_bytes)
+    assert broken("x" * 500_000, lint.find_too_many_bytes)
+
+
+def test_the_table_counts_what_is_there():
+    text = ("## 1. One\n\nFive words and a formula: $`x`$ here.\n" + CHUNK +
+            "\n```math\nx\n```\n\n- *1.1* (paper, ★, 5 minutes) Why?\n- *1.2* (project, ★★,\n"
+            "  2 hours) Do it.\n- *1.3* (rewrite, ★, 1 hour) This.\n")
+    table = lint.table(lint.Book(text))
+    assert table["chunks"] == "1 in 1 blocks"
+    assert table["equations"] == "1, and 1 in the text"
+    assert table["exercises"] == "3 (1 paper, 1 project, 1 rewrite)"
+
+
+# The index
+
+def test_a_stale_index_is_noticed():
+    assert index.renew(changed("- `AdamW` [", "- `Adam` [")) == TEXT
+
+
+def test_the_index_says_where_a_name_is_defined_and_used():
+    line = re.search(r"(?m)^- `LayerNorm` (.*)$", TEXT)[1]
+    assert line.startswith("[layer-norm]: ") and "[block]" in line
+
+
+def test_the_index_has_every_chunk_and_every_public_function():
+    for name in tangle.gather_chunks(tangle.read_blocks(TEXT)[0]):
+        assert f"\n- [{name}] " in TEXT
+    for path in ("layers", "model", "train"):
+        source = Path(book.ROOT, f"build/simple_llm/{path}.py").read_text(encoding="utf-8")
+        for name in re.findall(r"(?m)^(?:def|class) ([A-Za-z]\w*)", source):
+            assert f"\n- `{name}` [" in TEXT, name
+
+
+# Numbers: marks and seals
+
+VALUES = """## 1. One
+
+```pycon
+>>> n = 13
+```
+
+It is 2.565<!-- value: log(n) -->, or $`\\ln 13 = 2.6`$<!-- value: log(n) -->, of
+1,300<!-- value: 100 * n --> rooms, and took 50<!-- value: shown("took (.*) s") ~ 3% --> s.
+
+<!-- output: python -c print('took',49,'s') -->
+```text
+took 49 s
+```
+"""
+
+
+def test_numbers_in_sentences_are_compared():
+    assert book.stale(VALUES) == []
+    assert book.refresh(VALUES, None) == VALUES
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ("2.565<", "2.566<"), ("= 2.6", "= 2.7"), ("1,300", "1,301"), ("50<", "60<"),
+    ("took 49 s", "took 48 s"), ("n = 13", "n = 14"), ("2.565<", "<")])
+def test_a_number_changed_by_hand_is_noticed(right, wrong):
+    spoilt = changed(right, wrong, VALUES)
+    assert book.stale(spoilt)
+    if wrong not in ("n = 14", "<"):
+        assert book.stale(book.refresh(spoilt, None)) == []
+
+
+def test_a_value_may_come_from_one_output_of_several_and_after_a_statement():
+    text = VALUES.replace('shown("took (.*) s")', 'shown("took (.*) s", "49")')
+    other = text + "\n<!-- output: python -c print('took',7,'s') -->\n```text\ntook 7 s\n```\n"
+    assert book.stale(other) == []
+    assert "2 numbers are shown" in book.stale(changed(', "49")', ")", other))[0]
+    assert book.stale("Chapter 8<!-- value: import math as m; m.factorial(3) + 2 -->.") == []
+
+
+def test_an_empty_output_cannot_be_sealed():
+    assert book.seal_all(changed("90\n", "", LONG)) == changed("90\n", "", LONG)
+
+
+def test_a_value_that_cannot_be_computed_is_noticed():
+    assert "NameError" in book.stale(changed("log(n)", "log(m)", VALUES))[0]
+    assert "0 numbers are shown" in book.stale(changed('"took', '"need', VALUES))[0]
+
+
+def test_a_mark_that_marks_nothing_is_noticed():
+    spoilt = changed("2.565<", "2.565 <", VALUES)
+    assert "nothing to mark" in "\n".join(book.stale(spoilt))
+    spoilt = changed("s') -->\n", "s') -->\n\n", VALUES)
+    assert "nothing to mark" in "\n".join(book.stale(spoilt))
+    assert book.stale("In code, `<!-- value: 1 -->` is not a mark.\n") == []
+
+
+LONG = """<!-- long ~ 20%: python -c print(100) -->
+```text
+90
+```
+"""
+
+
+def test_a_long_output_that_was_never_made_is_noticed():
+    assert "was never run" in book.stale(LONG)[0]
+
+
+def test_a_long_output_that_was_changed_by_hand_is_noticed():
+    sealed = book.seal_all(LONG)
+    assert book.stale(sealed) == []
+    assert "by hand" in book.stale(changed("90", "99", sealed))[0]
+    assert "by hand" in book.stale(changed("(100)", "(99)", sealed))[0]
+
+
+def test_a_long_output_run_again_may_differ_by_its_tolerance():
+    sealed = book.seal_all(LONG)
+    assert book.stale(sealed, run_all=True) == []
+    assert book.stale(book.seal_all(changed("90", "79", LONG)), run_all=True)
+    assert "\n100\n" in book.refresh(sealed, "print")
+    assert book.stale(book.refresh(sealed, "print")) == []
+    assert book.refresh(sealed, None) == sealed
+
+
+def test_a_stale_figure_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "a.svg").write_text("<svg/>\n")
+    text = "<!-- figure: python -c print('<svg/>') -->\n![Words](a.svg)\n"
+    assert book.stale(text) == []
+    (tmp_path / "a.svg").write_text("<svg>1</svg>\n")
+    assert "is not what" in book.stale(text)[0]
+    book.refresh(text, None)
+    assert book.stale(text) == []
+
+
+def test_a_figure_that_took_long_is_sealed(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    (tmp_path / "a.svg").write_text("<svg/>\n")
+    text = "<!-- long figure: make train -->\n![Words](a.svg)\n"
+    assert "sealed" in book.stale(text)[0]
+    assert book.stale(book.seal_all(text)) == []
+    sealed = book.seal_all(text)
+    (tmp_path / "a.svg").write_text("<svg>2</svg>\n")
+    assert "sealed" in book.stale(sealed)[0]

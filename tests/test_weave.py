@@ -1,0 +1,248 @@
+"""The woven page. What needs the weaver's libraries is skipped where they are missing."""
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import tangle
+import weave
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "simple_llm.md"
+SMALL = """# A *book*
+
+[Top](#a-book) and [the license](LICENSE), [out](https://example.org).
+
+## One & `two`
+
+In a line: $`x_1 < \\frac12`$. In a block:
+
+```math
+\\begin{aligned} a &= b_1 \\\\ c &= d \\end{aligned}
+```
+
+<a id="chunk-body"></a><sub>**⟨body⟩** · used in [`a.py`](#file-a.py)</sub>
+```python {#body}
+if x < 1:
+
+    <<deep>>
+```
+
+The deep.
+
+```python {#deep}
+y = "&"
+```
+
+### A section
+
+![Words & more](figures/loss.svg)
+
+<!-- output: python -m a -->
+```text
+1 < 2
+```
+
+It is 2.565<!-- value: log(13) -->.
+
+| a | b |
+|---|---|
+| $`\\lvert x \\rvert`$ | 2 |
+
+<a id="file-a.py"></a><sub>**`a.py`**</sub>
+```python {file=a.py}
+def f(x):
+    <<body>>
+    return x
+```
+
+## One & `two`
+"""
+
+
+def pythons():
+    """Interpreters that may have the libraries: this one, and that of `make book`."""
+    for python in (sys.executable, ROOT / ".venv-book/bin/python"):
+        if Path(python).exists():
+            done = subprocess.run([python, "-c", "import markdown_it, pygments, math_core"],
+                                  stderr=subprocess.DEVNULL)
+            if done.returncode == 0:
+                yield str(python)
+
+
+@pytest.fixture(scope="module")
+def make_page(tmp_path_factory):
+    python = next(pythons(), None)
+    if python is None:
+        pytest.skip("the weaver's libraries are not installed (make book)")
+
+    def make(text, check=True):
+        home = tmp_path_factory.mktemp("book")
+        (home / "figures").mkdir()
+        for figure in (ROOT / "figures").glob("*.svg"):
+            (home / "figures" / figure.name).write_bytes(figure.read_bytes())
+        (home / "book.md").write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [python, ROOT / "build/weave.py", home / "book.md", home / "out/index.html"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
+        if not check:
+            return done
+        assert done.returncode == 0, done.stderr
+        return (home / "out/index.html").read_text(encoding="utf-8")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def small(make_page):
+    return make_page(SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole(make_page):
+    return make_page(BOOK.read_text(encoding="utf-8"))
+
+
+class Page(HTMLParser):
+    """What is open is closed, in order; the ids, links and sources that there are."""
+
+    EMPTY = {"meta", "link", "img", "hr", "br"}
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.ids, self.links, self.sources, self.tags = [], [], [], [], []
+        self.feed(html)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes["href"]] if tag == "a" and "href" in attributes else []
+        self.sources += [attributes["src"]] if "src" in attributes else []
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, tag
+
+
+# Without the libraries
+
+def test_anchors_are_those_of_github():
+    taken = {}
+    headings = ["1. The whole, in one page", "A `b_c` & d", "And PyTorch?", "A b", "A b"]
+    assert [weave.anchor(h, taken) for h in headings] == [
+        "1-the-whole-in-one-page", "a-b_c--d", "and-pytorch", "a-b", "a-b-1"]
+
+
+def test_the_contents_fold_the_sections_of_a_chapter_away():
+    html = weave.navigation([(1, "t", "Title"), (2, "a", "A"), (3, "b", "B <"), (3, "c", "C"),
+                             (2, "d", "D")])
+    assert html == ('<details><summary><a href="#a">A</a></summary>'
+                    '<div><a href="#b">B &lt;</a></div><div><a href="#c">C</a></div>'
+                    '</details><div><a href="#d">D</a></div>')
+
+
+def test_a_comment_shows_its_command_or_nothing():
+    assert weave.comment("<!-- note -->") == "" == weave.comment("<!-- value: 1 -->")
+    assert "$ make x &lt; y" in weave.comment("<!-- output: make x < y -->")
+    assert "$ make x<" in weave.comment("<!-- long 0123abcd ~ 5%: make x -->")
+    assert weave.comment('<a id="x">') == '<a id="x">'
+
+
+def test_missing_libraries_give_one_sentence(tmp_path):
+    (tmp_path / "markdown_it.py").write_text("raise ImportError(name='markdown_it')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "build/weave.py", BOOK, tmp_path / "page.html"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, text=True,
+        capture_output=True)
+    assert done.returncode == 1 and "make book" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "page.html").exists()
+
+
+def test_the_weaver_has_fewer_than_250_lines():
+    lines = sum(Path(ROOT, "build", name).read_text(encoding="utf-8").count("\n")
+                for name in ("weave.py", "weave.css"))
+    assert lines < 300 and Path(ROOT, "build/weave.py").read_text().count("\n") < 250
+
+
+# With them
+
+def test_a_small_page_is_well_formed_and_has_no_dead_link(small):
+    page = Page(small)
+    assert len(set(page.ids)) == len(page.ids)
+    assert {link[1:] for link in page.links if link[0] == "#"} <= set(page.ids) | {
+        "chunk-deep"}
+    assert "../LICENSE" in page.links and "https://example.org" in page.links
+
+
+def test_formulas_become_mathml(small):
+    assert small.count("<math") == 3 and "$`" not in small and "\\frac" not in small
+    assert '<div class="formula"><math' in small and "<mtable" in small
+
+
+def test_references_unfold_in_place(small):
+    code = small[small.index('id="file-a.py"'):]
+    assert code.count("<details") == 2                  # the body, and the deep in it
+    assert '<summary>⟨<a href="#chunk-body">body</a>⟩</summary>' in code
+    plain = re.sub(r"<summary>.*?</summary>|<[^>]+>", "", code.split("<h2")[0])
+    assert "def f(x):\nif x &lt; 1:\n" in plain.replace("\n\n", "\n")
+    assert "&lt;&lt;" not in code
+
+
+def test_code_is_highlighted_and_escaped(small):
+    assert '<span class="k">def</span>' in small and "1 &lt; 2" in small
+
+
+def test_commands_are_shown_and_other_comments_are_not(small):
+    assert '<p class="command">$ python -m a</p>' in small
+    assert "<!--" not in small and "It is 2.565." in small
+
+
+def test_pictures_are_inside_the_page(small):
+    page = Page(small)
+    assert len(page.sources) == 1 and page.sources[0].startswith("data:image/svg+xml")
+
+
+def test_a_formula_that_cannot_be_read_stops_the_weaving(make_page):
+    done = make_page("# A\n\n$`\\frac{1`$\n", check=False)
+    assert done.returncode == 1 and done.stderr.startswith("weave: cannot read the formula")
+
+
+def test_a_missing_picture_stops_the_weaving(make_page):
+    done = make_page("# A\n\n![x](figures/none.svg)\n", check=False)
+    assert done.returncode == 1 and "there is no picture" in done.stderr
+
+
+def test_the_book_is_one_file_that_needs_nothing(whole):
+    page = Page(whole)
+    assert not {"script", "iframe", "object"} & set(page.tags)
+    assert all(source.startswith("data:") for source in page.sources)
+    assert not re.search(r"url\(|@import|<link rel=.stylesheet", whole)
+    assert len(whole.encode()) < 2_500_000
+
+
+def test_the_book_has_no_dead_link_and_no_id_twice(whole):
+    page = Page(whole)
+    assert len(set(page.ids)) == len(page.ids)
+    assert {link[1:] for link in page.links if link[0] == "#"} <= set(page.ids)
+
+
+def test_the_contents_name_every_chapter(whole):
+    contents = whole[whole.index("<nav"):whole.index("</nav>")]
+    for title in re.findall(r"(?m)^## (.*)$", BOOK.read_text(encoding="utf-8")):
+        if not title.startswith("<<"):
+            assert title.replace("`", "") in contents
+
+
+def test_nothing_of_the_markdown_is_left_over(whole):
+    text = re.sub(r"(?s)<style>.*?</style>|<(pre|code)\b.*?</\1>|<[^>]+>", "", whole)
+    assert "$`" not in text and "```" not in text and "](" not in text
+    for block in tangle.read_blocks(BOOK.read_text(encoding="utf-8"))[0]:
+        if block.kind == "chunk":
+            assert f'<a href="#chunk-{block.name}">' in whole, block.name
