@@ -16,8 +16,8 @@ TORCH   := .venv-torch
 WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test torture generate chat inspect info eval tiny shell bench bench-torch captions book-check \
-	refresh refresh-all clean
+.PHONY: help tangle train test torture generate chat inspect info eval tokenize tiny shell \
+	bench bench-torch bench-bpe parity captions book-check refresh refresh-all clean
 
 help:  ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
@@ -61,6 +61,9 @@ info: build  ## what is in the model directory MODEL
 eval: build  ## measure the trained model on held-out text
 	@$(RUN) eval --model="$$MODEL" $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
 
+tokenize: build  ## show how PROMPT="..." is cut into tokens
+	@$(RUN) tokenize --model '$(MODEL)' $(ARGS) $(if $(PROMPT),-- '$(subst ','\'',$(PROMPT))')
+
 tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
@@ -74,6 +77,12 @@ $(TORCH)/.ready: requirements-torch.txt setup.sh
 
 bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
 	@$(TORCH)/bin/python tests/bench_torch.py
+
+bench-bpe: build $(TORCH)/.ready  ## time byte-pair training beside others (MINBPE=a copy of minbpe)
+	@MINBPE='$(MINBPE)' $(TORCH)/bin/python tests/bench_bpe.py $(ARGS)
+
+parity: build $(TORCH)/.ready  ## our directories in transformers, and theirs here (installs it)
+	@$(TORCH)/bin/python tests/parity.py
 
 .PHONY: book chapter
 # What weaving the page needs, in an environment apart, too.

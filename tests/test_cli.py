@@ -244,7 +244,7 @@ def test_a_corpus_without_a_name(tmp_path):
     ("train", "--no-such-option"), ("train", "--epochs", "0"),
     ("train", "--width", "-8"),
     ("train", "--epochs", "many"), ("generate", "--top-k", "0"), ("fly",), (),
-    ("train", "--tokenizer", "bpe"), ("generate", "--max-new-tokens", "-1"),
+    ("train", "--tokenizer", "syllable"), ("generate", "--max-new-tokens", "-1"),
     ("train", "--learning-rate", "fast"),
 ], ids=str)
 def test_a_wrong_option_exits_2(tmp_path, options):
@@ -487,3 +487,99 @@ def test_bits_per_byte_do_not_depend_on_how_a_text_is_cut():
     assert words.bits_per_byte(nats) == pytest.approx(
         2 * len(words.validation) / in_bytes)
     assert tokens > len(words.validation)
+
+
+# Byte-pair encoding, and tokenize
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    """A directory with a byte-pair model of the text."""
+    home = tmp_path_factory.mktemp("bpe")
+    (home / "text.txt").write_text(TEXT + "né 🙂\n", encoding="utf-8")
+    done = run("train", "--corpus", "text.txt", "--tokenizer", "bpe", "--vocab-size", 270,
+               *TINY, cwd=home)
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+def test_a_byte_pair_model_is_trained_measured_and_writes(bpe):
+    tokenizer = Tokenizer.load(bpe / "model")
+    assert (tokenizer.kind, tokenizer.vocab_size) == ("bpe", 270)
+    done = run("eval", "--corpus", "text.txt", cwd=bpe)
+    assert done.returncode == 0 and "perplexity" in done.stdout, done.stderr
+    done = run("generate", "--prompt", "né 🙂 the", "--seed", 1, cwd=bpe)
+    assert done.returncode == 0 and done.stdout.startswith("né 🙂 the"), done.stderr
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(bpe, tmp_path):
+    done = run("train", "--corpus", bpe / "text.txt", "--tokenizer", "bpe",
+               "--vocab-size", 100, *TINY, cwd=tmp_path)
+    assert_one_sentence(done, "260")
+
+
+def test_tokenize_shows_tokens_with_their_ids_beneath(bpe):
+    done = run("tokenize", "the mat\né\t!", cwd=bpe)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines, tokenizer = done.stdout.splitlines(), Tokenizer.load(bpe / "model")
+    assert lines[0].startswith("the") and "·" in lines[0] and lines[0].endswith("⏎")
+    assert "\\xc3" in lines[3] and "⇥" in lines[3] and "\x1b" not in done.stdout
+    ids = [int(id) for line in (lines[1], lines[4]) for id in line.split()]
+    assert ids == tokenizer.encode("the mat\né\t!")
+    assert lines[-1] == f"{len(ids)} tokens, 11 characters, 12 bytes: " \
+                        f"{12 / len(ids):.2f} bytes per token"
+
+
+@pytest.mark.parametrize("words", [(), ("-",)])
+def test_tokenize_reads_any_bytes_from_standard_input(words, bpe):
+    with open(bpe / "bytes", "wb+") as file:
+        file.write(b"the \xff\r\n")
+        file.seek(0)
+        done = run("tokenize", *words, cwd=bpe, stdin=file)
+    assert done.returncode == 0, done.stderr
+    assert "\\xff" in done.stdout and "\\r" in done.stdout and "7 bytes" in done.stdout
+
+
+def test_tokenize_shows_words_and_what_is_unknown(world):
+    done = run("tokenize", "anna went mars", cwd=world)
+    assert done.returncode == 0 and "<unk>" in done.stdout and "mars" in done.stderr
+
+
+def test_tokenize_of_nothing_shows_nothing(bpe):
+    assert run("tokenize", "", cwd=bpe).stdout.startswith("0 tokens")
+
+
+@pytest.mark.parametrize("variable", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_tokenize_is_coloured_on_a_terminal_that_wants_it(variable, bpe):
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    env = {key: value for key, value in ENV.items() if key != "NO_COLOR"}
+    subprocess.run([sys.executable, "-m", "simple_llm", "tokenize", "the mat"], cwd=bpe,
+                   env={**env, "TERM": "xterm", **variable}, stdout=slave, timeout=60)
+    os.close(slave)
+    shown = os.read(master, 10_000).decode()
+    os.close(master)
+    assert ("\x1b[" in shown) == (not variable)
+
+
+def test_no_row_of_tokens_is_wider_than_the_terminal(bpe):
+    from simple_llm.__main__ import rows_of_tokens
+    tokenizer = Tokenizer.load(bpe / "model")
+    ids = tokenizer.encode("the cat sat 日本 🙂 on the mat " * 5)
+    rows = list(rows_of_tokens(tokenizer, ids, 30))
+    assert len(rows) > 6 and max(map(len, rows)) <= 30
+    shown = [id for row in rows[1::2] for id in row.split()]
+    assert shown == [str(id) for id in ids]
+
+
+def test_a_model_with_a_few_rows_more_than_its_tokenizer_is_no_error(bpe, tmp_path):
+    from dataclasses import replace
+    model = SimpleLLM.from_pretrained(bpe / "model")
+    Tokenizer.load(bpe / "model").save(tmp_path / "model")
+    for surplus, status in ((8, 0), (500, 1)):
+        config = replace(model.config, vocab_size=270 + surplus)
+        SimpleLLM(config).save_pretrained(tmp_path / "model")
+        done = run("generate", "--prompt", "the", "--max-new-tokens", 1, "--temperature",
+                   0, cwd=tmp_path)
+        assert done.returncode == status, done.stderr
+    assert_one_sentence(done, "770", "270", "do not belong together")

@@ -166,9 +166,9 @@ def test_captions_and_comments_are_no_prose():
     assert lint.words_of_prose(block) == 1
 
 
-def test_a_book_of_400_kilobytes_is_noticed():
+def test_a_book_of_500_kilobytes_is_noticed():
     assert not broken("x" * 399_999, lint.find_too_many_bytes)
-    assert broken("x" * 400_000, lint.find_too_many_bytes)
+    assert broken("x" * 500_000, lint.find_too_many_bytes)
 
 
 def test_the_table_counts_what_is_there():

@@ -1,0 +1,326 @@
+"""Byte-pair encoding: learning, encoding, decoding, and its file."""
+import json
+import random
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from simple_llm.checkpoint import UserError
+from simple_llm.corpus import TextCorpus
+from simple_llm.tokenizer import ALPHABET, Tokenizer, chunk_pattern, learn_merges
+
+TEXT = (
+    "The cat sat on the mat, and the other cat's mat was where that cat had sat.\n\n"
+    "  They'll say: \"né, naïve\" 12 or 345 times…  日本語 日本 🙂🙂 ½ \x1c x_1\r\n"
+) * 3
+ODD = "\x00\x1b <eos><bos> \ud800"[:-1] + "a\u0301 \u200b\ufeff\U0010ffff 𐍈 \t\t\x85 the"
+
+
+def learned(size=400):
+    return Tokenizer.from_text(TEXT, "bpe", vocab_size=size)
+
+
+def recount(text, most):
+    """The recipe, to the letter: count every pair of the whole text at each merge."""
+    first = {byte: id for id, byte in enumerate(ALPHABET)}
+    chunks = [[first[byte] for byte in chunk.encode()]
+              for chunk in chunk_pattern().findall(text)]
+    for new in range(256, 256 + most):
+        counts = Counter(pair for ids in chunks for pair in zip(ids, ids[1:]))
+        if not counts or max(counts.values()) < 2:
+            return
+        pair = min(counts, key=lambda pair: (-counts[pair], pair))
+        yield pair
+        for ids in chunks:
+            at = 0
+            while at < len(ids) - 1:
+                if (ids[at], ids[at + 1]) == pair:
+                    ids[at : at + 2] = [new]
+                at += 1
+
+
+def merge_slowly(tokenizer, chunk):
+    """Encode a chunk: again and again, the merge that was learned first, everywhere."""
+    pieces = [ALPHABET[byte] for byte in chunk.encode()]
+    for a, b in tokenizer.merges:
+        at = 0
+        while at < len(pieces) - 1:
+            if (pieces[at], pieces[at + 1]) == (a, b):
+                pieces[at : at + 2] = [a + b]
+            at += 1
+    return [tokenizer.ids[piece] for piece in pieces]
+
+
+# Learning
+
+
+@pytest.mark.parametrize("text", [
+    TEXT, "aaaaaaa aaaa aaa", "abababab ab aba", "sing singing ringing ring ring", "a",
+    "abcabcabcabc bca cab bcabca", "  \n\n   \n" * 9, "x" * 1000,
+], ids=range(8))
+def test_counting_only_what_changed_learns_what_counting_everything_learns(text):
+    chunks = Counter(chunk_pattern().findall(text))
+    assert list(learn_merges(chunks, 60)) == list(recount(text, 60))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_learning_agrees_with_recounting_on_texts_full_of_ties(seed):
+    rng = random.Random(seed)
+    text = " ".join("".join(rng.choices("ab", k=rng.randrange(1, 9))) for _ in range(60))
+    chunks = Counter(chunk_pattern().findall(text))
+    assert list(learn_merges(chunks, 40)) == list(recount(text, 40))
+
+
+def test_the_order_in_which_chunks_are_counted_does_not_matter():
+    chunks = Counter(chunk_pattern().findall(TEXT))
+    backwards = dict(reversed(list(chunks.items())))
+    assert list(learn_merges(chunks, 99)) == list(learn_merges(backwards, 99))
+
+
+def test_the_merges_of_a_smaller_vocabulary_begin_those_of_a_larger_one():
+    assert learned(400).merges[:20] == learned(280).merges
+
+
+def test_more_merges_than_there_are_pairs_is_no_error():
+    tokenizer = Tokenizer.from_text("ab ab", "bpe", vocab_size=50_000)
+    assert tokenizer.merges == [("a", "b")] and tokenizer.vocab_size == 261
+
+
+def test_a_pair_that_occurs_once_is_not_merged():
+    assert Tokenizer.from_text("abc", "bpe").merges == []
+
+
+def test_no_piece_is_made_twice():
+    tokens = Tokenizer.from_text("aaaaa aaa ababa bab aab " * 3, "bpe", 2000).tokens
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_the_vocabulary_has_the_size_that_was_asked_for():
+    assert learned(300).vocab_size == 300 == len(learned(300).tokens)
+    assert learned(260).merges == []
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+    with pytest.raises(UserError, match="260"):
+        Tokenizer.from_text(TEXT, "bpe", vocab_size=259)
+
+
+def test_a_vocabulary_of_nothing_is_refused():
+    with pytest.raises(UserError, match="empty"):
+        Tokenizer.from_text("", "bpe")
+
+
+def test_the_special_tokens_come_first_and_then_the_bytes():
+    tokenizer = learned()
+    assert tokenizer.tokens[:4] == ["<pad>", "<bos>", "<eos>", "<unk>"]
+    assert sorted(b"".join(tokenizer.bytes[4:260])) == list(range(256))
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (0, 1, 2, 3)
+
+
+# Cutting
+
+
+def test_every_character_is_cut_exactly_once():
+    text = "".join(f"{chr(c)}\n" for c in range(sys.maxunicode + 1))
+    assert "".join(chunk_pattern().findall(text)) == text
+
+
+@pytest.mark.parametrize(("text", "chunks"), [
+    ("I'll they've I'LL", ["I", "'ll", " they", "'ve", " I", "'", "LL"]),
+    ("a  b", ["a", " ", " b"]), ("a \n b", ["a", " \n", " b"]), ("a  ", ["a", "  "]),
+    ("\tx", ["\t", "x"]), ("x_1²½", ["x", "_", "1²½"]), ("né", ["né"]),
+    ("e\u0301e", ["e", "\u0301", "e"]), ("a\x1cb", ["a", "\x1c", "b"]),
+    (" \x1f\x1f.", [" \x1f\x1f."]), ("a\u00a0b", ["a", "\u00a0", "b"]),
+])
+def test_chunks_are_those_of_gpt2(text, chunks):
+    assert chunk_pattern().findall(text) == chunks
+
+
+def test_no_token_crosses_a_cut():
+    tokenizer = learned()
+    for token, data in zip(tokenizer.tokens, tokenizer.bytes):
+        if b" " in data:
+            assert data.rindex(b" ") == 0 or not data.strip(), token
+
+
+# Encoding and decoding
+
+
+@pytest.mark.parametrize("text", [TEXT, ODD, "", " ", "the cat's", "zzz \U0001f468\u200d"])
+def test_encode_and_decode_are_exact(text):
+    tokenizer = learned()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_any_bytes_make_the_round_trip():
+    tokenizer, rng = learned(), random.Random(0)
+    for data in (bytes(range(256)), *(rng.randbytes(50) for _ in range(50))):
+        ids = tokenizer.encode(data.decode("utf-8", "surrogateescape"))
+        assert tokenizer.decode_bytes(ids) == data
+
+
+def test_half_a_surrogate_is_refused_in_one_sentence():
+    with pytest.raises(UserError, match="ud800"):
+        learned().encode("a\ud800b")
+
+
+def test_encoding_repeats_the_merges_in_their_order():
+    tokenizer = learned()
+    for chunk in {*tokenizer.cut(TEXT + ODD), "thethecatcat", "aaaa", "ooooothhe"}:
+        assert tokenizer.encode(chunk) == merge_slowly(tokenizer, chunk)
+
+
+def test_the_earliest_merge_goes_first_and_not_the_longest_or_the_leftmost():
+    tokenizer = Tokenizer.from_text("bc bc bc bc ab ab ab abcd abcd", "bpe")
+    assert tokenizer.merges[0] == ("b", "c")
+    assert [tokenizer.tokens[id] for id in tokenizer.encode("abc")] == ["a", "bc"]
+
+
+def test_encoding_a_text_twice_gives_the_same():
+    tokenizer = learned()
+    first = tokenizer.encode(TEXT)
+    first.clear()                                  # the answer is ours to change
+    assert tokenizer.encode(TEXT) == learned().encode(TEXT)
+
+
+def test_a_chunk_of_a_hundred_thousand_letters_takes_no_longer_than_others():
+    tokenizer, rng = learned(), random.Random(0)
+    text = "".join(rng.choices("thecatsong", k=100_000))
+    start = time.perf_counter()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("text", ["<eos>", "<pad><bos>", "a <unk> b", "<|endoftext|>"])
+def test_text_never_gives_a_special_token(text):
+    tokenizer = Tokenizer.from_text("<eos> <pad> <bos> <unk> <|endoftext|>" * 9, "bpe")
+    ids = tokenizer.encode(text)
+    assert not {0, 1, 2, 3} & {*ids} and tokenizer.decode(ids) == text
+
+
+def test_special_tokens_give_no_text():
+    tokenizer = learned()
+    assert tokenizer.decode([1, *tokenizer.encode("né"), 0, 2, 3]) == "né"
+    half = tokenizer.encode("é")
+    assert len(half) == 1 or tokenizer.decode([half[0], 2, half[1]]) == "é"
+
+
+@pytest.mark.parametrize("id", [-1, 300])
+def test_an_id_outside_the_vocabulary_is_refused(id):
+    for use in (learned(300).decode, learned(300).decode_bytes):
+        with pytest.raises(UserError, match=r"outside 0\.\.299"):
+            use([4, id])
+
+
+@pytest.mark.parametrize("kind", ["word", "char", "bpe"])
+def test_streaming_gives_the_same_text_as_decoding(kind):
+    tokenizer = Tokenizer.from_text(TEXT, kind)
+    ids = [1, *tokenizer.encode(TEXT), 2]
+    assert "".join(tokenizer.stream(iter(ids))) == tokenizer.decode(ids)
+
+
+def test_streaming_never_shows_a_part_of_a_character():
+    tokenizer = Tokenizer.from_text("x", "bpe")            # no merges: one byte a token
+    text = "né 日本 🙂!"
+    assert list(tokenizer.stream(tokenizer.encode(text))) == list(text)
+
+
+def test_streaming_waits_for_no_more_than_it_must():
+    tokenizer = Tokenizer.from_text("x", "bpe")
+    seen = []
+
+    def ids():
+        for id in tokenizer.encode("aé"):
+            yield id
+            seen.append("".join(shown))
+
+    shown = []
+    for piece in tokenizer.stream(ids()):
+        shown.append(piece)
+    assert seen == ["a", "a", "aé"]
+
+
+def test_streaming_random_bytes_gives_the_same_as_decoding_them():
+    tokenizer, rng = Tokenizer.from_text("x", "bpe"), random.Random(1)
+    for _ in range(200):
+        ids = [rng.randrange(4, 260) for _ in range(rng.randrange(12))]
+        assert "".join(tokenizer.stream(ids)) == tokenizer.decode(ids)
+
+
+def test_a_cut_off_character_is_shown_as_one_sign():
+    tokenizer = Tokenizer.from_text("x", "bpe")
+    ids = tokenizer.encode("a🙂")[:-1]
+    assert tokenizer.decode(ids) == "a\ufffd" == "".join(tokenizer.stream(ids))
+
+
+def test_a_token_that_is_not_text_is_shown_by_its_bytes():
+    tokenizer = Tokenizer.from_text("x", "bpe")
+    assert [tokenizer.show(id) for id in tokenizer.encode("é ")] == [
+        "\\xc3", "\\xa9", " "]
+    assert tokenizer.show(2) == "<eos>"
+
+
+# The file, and those who use the tokenizer
+
+
+def test_a_saved_tokenizer_loads_as_it_was(tmp_path):
+    tokenizer = learned()
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.kind == "bpe" and loaded.tokens == tokenizer.tokens
+    assert (loaded.merges, loaded.specials) == (tokenizer.merges, list(tokenizer.specials))
+    assert loaded.encode(TEXT + ODD) == tokenizer.encode(TEXT + ODD)
+    before = (tmp_path / "tokenizer.json").read_bytes()
+    loaded.save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == before
+
+
+def test_tokenizer_json_has_the_form_that_hugging_face_reads(tmp_path):
+    tokenizer = learned()
+    tokenizer.save(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    assert whole["model"]["type"] == "BPE"
+    assert whole["model"]["vocab"] == tokenizer.ids
+    assert whole["model"]["merges"][0] == list(tokenizer.merges[0])
+    assert whole["pre_tokenizer"] == {"type": "ByteLevel", "add_prefix_space": False,
+                                      "trim_offsets": True, "use_regex": True}
+    assert whole["decoder"]["type"] == "ByteLevel"
+    assert [token["content"] for token in whole["added_tokens"]] == list(
+        tokenizer.specials)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda whole: whole.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
+    (lambda whole: whole["pre_tokenizer"].update(use_regex=False), "pattern"),
+    (lambda whole: whole["pre_tokenizer"].update(add_prefix_space=True), "space"),
+    (lambda whole: whole.update(normalizer={"type": "NFC"}), "normalizer"),
+    (lambda whole: whole["model"].update(byte_fallback=True), "byte_fallback"),
+    (lambda whole: whole["model"].update(ignore_merges=True), "ignore_merges"),
+    (lambda whole: whole["model"].update(end_of_word_suffix="</w>"), "suffix"),
+    (lambda whole: whole["added_tokens"][0].update(special=False), "words added"),
+    (lambda whole: whole["model"]["vocab"].pop("Ġ"), "Ġ"),
+    (lambda whole: whole["model"]["merges"].append(["q", "x"]), "qx"),
+    (lambda whole: whole["model"]["merges"].append(["q"]), "tokenizer.json"),
+    (lambda whole: whole["model"]["merges"].append("q x y"), "tokenizer.json"),
+    (lambda whole: whole["model"].update(merges=None), "tokenizer.json"),
+    (lambda whole: whole["model"]["vocab"].update(gap=9999), "ids"),
+    (lambda whole: whole["model"].update(type="Unigram"), "tokenizer.json"),
+])
+def test_what_is_not_gpt2s_way_is_refused_by_its_name(change, says, tmp_path):
+    learned().save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    whole = json.loads(path.read_text("utf-8"))
+    change(whole)
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=says) as caught:
+        Tokenizer.load(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_windows_of_text_begin_with_the_tokenizers_own_bos():
+    tokenizer = learned()
+    tokenizer.bos = 77
+    corpus = TextCorpus(TEXT, tokenizer, context=8, batch_size=2)
+    assert all((batch.ids[:, 0] == 77).all() for batch in corpus.batches(0))

@@ -1,0 +1,195 @@
+"""Directories that Hugging Face's programs wrote; tests/make_hf.py made them, once."""
+import json
+import re
+import unicodedata
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simple_llm.checkpoint import UserError
+from simple_llm.model import SimpleLLM
+from simple_llm.tokenizer import ALPHABET, Tokenizer, chunk_pattern, learn_merges
+
+LAYOUTS = ["float32", "sharded_float16", "bfloat16", "bare"]
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory):
+    home = tmp_path_factory.mktemp("hf")
+    with zipfile.ZipFile(Path(__file__).with_name("hf.zip")) as archive:
+        archive.extractall(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def expected(hf):
+    return json.loads((hf / "expected.json").read_text("utf-8"))
+
+
+def known(text):
+    """Does this Python know all characters of the text?"""
+    return all(unicodedata.category(c) != "Cn" for c in text)
+
+
+# Tokenizers
+
+
+@pytest.mark.parametrize("form", ["one_file", "two_files"])
+def test_their_tokenizer_gives_the_same_ids_here(form, hf, expected):
+    tokenizer = Tokenizer.load(hf / form)
+    for text, ids in zip(expected["texts"], expected["ids"]):
+        if known(text):
+            assert tokenizer.encode(text) == ids, text
+            assert tokenizer.decode(ids) == text
+
+
+def test_ids_that_make_no_text_decode_to_the_same_signs(hf, expected):
+    tokenizer = Tokenizer.load(hf / "one_file")
+    for ids, text in zip(expected["drawn"], expected["drawn_texts"]):
+        assert tokenizer.decode(ids) == text
+
+
+def test_gpt2s_only_special_token_plays_every_part(hf):
+    for form in ("one_file", "two_files"):
+        tokenizer = Tokenizer.load(hf / form)
+        end = tokenizer.vocab_size - 1
+        assert tokenizer.tokens[end] == "<|endoftext|>"
+        assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (end,) * 4
+        assert end not in tokenizer.encode("a<|endoftext|>b")
+        assert tokenizer.decode([end, *tokenizer.encode("ring")]) == "ring"
+
+
+def test_we_learn_the_merges_that_their_trainer_learns(expected):
+    chunks = Counter(chunk_pattern().findall(expected["training_text"]))
+    pieces, merges = list(ALPHABET.values()), []
+    for a, b in learn_merges(chunks, len(expected["merges"])):
+        merges.append([pieces[a], pieces[b]])
+        pieces.append(pieces[a] + pieces[b])
+    assert merges == expected["merges"]
+
+
+@pytest.mark.parametrize(("name", "beside"), [
+    ("letters", "a"), ("numbers", "1"), ("space", "\n"),
+])
+def test_every_character_that_python_knows_has_the_class_that_it_has_there(
+    name, beside, expected
+):
+    """Two characters of the same class stand in one chunk."""
+    theirs = {c for first, last in expected["classes"][name]
+              for c in map(chr, range(first, last + 1)) if known(c)}
+    every = [c for c in map(chr, range(0x110000)) if known(c)]
+    ours = {c for c in every if len(chunk_pattern().findall(beside + c)) == 1}
+    assert ours == theirs, sorted(hex(ord(c)) for c in ours ^ theirs)[:10]
+
+
+def test_a_saved_copy_of_their_tokenizer_is_the_same_tokenizer(hf, expected, tmp_path):
+    theirs = Tokenizer.load(hf / "two_files")
+    theirs.save(tmp_path)
+    copy = Tokenizer.load(tmp_path)
+    assert (copy.tokens, copy.merges, copy.bos) == (theirs.tokens, theirs.merges, theirs.bos)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert config["bos_token"] == config["eos_token"] == "<|endoftext|>"
+
+
+def test_a_vocabulary_without_its_merges_is_refused_in_one_sentence(hf, tmp_path):
+    (tmp_path / "vocab.json").write_bytes((hf / "two_files/vocab.json").read_bytes())
+    with pytest.raises(UserError, match="cannot read .*merges.txt"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "merges.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="merges.txt is not UTF-8"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_without_a_known_special_token_is_refused(hf, tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        text = (hf / "two_files" / name).read_text("utf-8")
+        (tmp_path / name).write_text(text.replace("<|endoftext|>", "[END]"), "utf-8")
+    with pytest.raises(UserError, match="no special token <bos>"):
+        Tokenizer.load(tmp_path)
+
+
+# Models
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_their_model_gives_the_same_logits_here(layout, hf, expected):
+    model = SimpleLLM.from_pretrained(hf / layout)
+    logits = model.forward(np.array(expected["model_ids"]))
+    assert np.abs(logits[0, ::5] - expected["logits"][layout]).max() < 2e-6 * 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_their_model_writes_the_same_greedy_text_here(layout, hf, expected):
+    model = SimpleLLM.from_pretrained(hf / layout)
+    begin = expected["model_ids"][0][:4]
+    new = model.generate(begin, max_new_tokens=10, temperature=0)
+    assert [*begin, *new] == expected["greedy"][layout]
+
+
+def test_a_model_that_was_read_is_written_with_its_own_special_ids(hf, tmp_path):
+    SimpleLLM.from_pretrained(hf / "float32").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    theirs = json.loads((hf / "float32/config.json").read_text("utf-8"))
+    assert config["eos_token_id"] == theirs["eos_token_id"] == config["vocab_size"] - 1
+    assert config["bos_token_id"] == theirs["bos_token_id"]
+    assert config["pad_token_id"] is None
+
+
+def copied(source, target):
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_a_missing_shard_is_named(hf, tmp_path):
+    copied(hf / "sharded_float16", tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot read .*model-00002"):
+        SimpleLLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("map", [
+    None, [], {}, {"a": 3}, {"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": ""},
+], ids=str)
+def test_an_index_that_is_none_or_leads_elsewhere_is_refused(map, hf, tmp_path):
+    copied(hf / "sharded_float16", tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": map}))
+    with pytest.raises(UserError, match="model.safetensors.index.json"):
+        SimpleLLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "LlamaForCausalLM"),
+    ({"architectures": ["GPT2ForSequenceClassification"]}, "SequenceClassification"),
+    ({"architectures": None, "model_type": "opt"}, "'opt'"),
+    ({"architectures": "GPTJForCausalLM", "model_type": "gptj"}, "'gptj'"),
+    ({"n_inner": 100}, "n_inner 100"), ({"activation_function": "relu"}, "'relu'"),
+    ({"activation_function": ["relu"]}, "relu"), ({"tie_word_embeddings": False}, "tie"),
+    ({"add_cross_attention": True}, "add_cross_attention"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"),
+])
+def test_another_architecture_is_refused_by_its_name(change, says, hf, tmp_path):
+    copied(hf / "float32", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        SimpleLLM.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_width_inside_and_the_other_name_of_gelu_may_be_given(hf, tmp_path):
+    copied(hf / "float32", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    config |= {"n_inner": 48, "activation_function": "gelu_pytorch_tanh"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    SimpleLLM.from_pretrained(tmp_path)
+
+
+def test_a_directory_with_only_a_pickle_says_how_to_convert_it(hf, tmp_path):
+    copied(hf / "float32", tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickle.*save_pretrained"):
+        SimpleLLM.from_pretrained(tmp_path)
