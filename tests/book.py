@@ -54,6 +54,7 @@ FIGURE = re.compile(rf"^<!-- (?P<kind>(?:long )?figure){SEAL}: (?P<command>.+?) 
 VALUE = re.compile(r"(?<![\w.])(?P<number>\d[\d,]*(?:\.\d+)?)(?P<close>[%`$*]*)"
                    r"<!-- value: (?P<code>.+?)(?: ~ (?P<tolerance>[\d.]+%?))? -->")
 MARK = re.compile(r"<!-- (?:output|long|figure|value)\b")
+NEVER = "nobody has run"                               # how a message begins
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -212,6 +213,8 @@ def stale(text: str, whole: str = "", run_all: bool = False) -> list[str]:
         drawn = path.read_text(encoding="utf-8") if path.is_file() else ""
         if match["kind"] == "figure" and command_output(command) != drawn:
             complain(match.start(), f"{match['path']} is not what `{command}` draws")
+        elif match["kind"] != "figure" and match["seal"] is None:
+            complain(match.start(), f"{NEVER} `{command}`: then `python tests/book.py seal`")
         elif match["kind"] != "figure" and seal(command, drawn) != match["seal"]:
             complain(match.start(), f"{match['path']} is not what was sealed: draw it "
                      "again, then `python tests/book.py seal`")
@@ -241,7 +244,7 @@ def stale_output(match: re.Match[str], run_all: bool) -> Iterator[str]:
             yield f"the output of `{command}` is stale"
         return
     if match["seal"] is None:
-        yield f"`{command}` was never run by `python tests/book.py refresh WORD`"
+        yield f"{NEVER} `{command}`: `python tests/book.py refresh WORD` does"
     elif match["seal"] != seal(command, text):
         yield f"the output of `{command}` was changed by hand"
     if run_all and match["tolerance"]:
@@ -278,9 +281,15 @@ def refresh(text: str, word: str | None) -> str:
             (ROOT / match["path"]).write_text(drawn, encoding="utf-8")
     for names_of_chapter in names.values():         # the transcripts may be new ones
         names_of_chapter["shown"] = shown_in(text)
-    return VALUE.sub(
-        lambda match: match[0].replace(match["number"], evaluate(
-            match, names[chapter_of(text, match.start())]), 1), text)
+
+    def renew_value(match: re.Match[str]) -> str:
+        try:
+            right = evaluate(match, names[chapter_of(text, match.start())])
+        except Exception:                           # `check` will say what is wrong
+            return match[0]
+        return match[0].replace(match["number"], right, 1)
+
+    return VALUE.sub(renew_value, text)
 
 
 def sealed(match: re.Match[str], below: str, new: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import os
 import symtable
 import sys
 from pathlib import Path
@@ -193,7 +194,7 @@ def main(arguments: list[str]) -> int:
     except tangle.TangleError as error:
         print("\n".join(wrong for _, wrong in error.problems), file=sys.stderr)
         return 1
-    print(f"{directory}: {len(files)} files, as chapter {arguments[0]} leaves them")
+    print(f"{os.path.relpath(directory)}: {len(files)} files, as chapter {arguments[0]} leaves them")
     if prefix.borrowed:
         print("borrowed from later chapters:", ", ".join(
             f"⟨{name}⟩ ({chapter})" for name, chapter in sorted(prefix.borrowed.items())))

@@ -1,7 +1,10 @@
 """Appendix D: the index of chunks and the index of names, made from the book's code.
 
-    python tests/index.py            write it into simple_llm.md
-    python tests/index.py check      exit 1 if it is not there, or stale
+    python tests/index.py            write it: index.md
+    python tests/index.py check      exit 1 if it is stale
+
+It is a file of its own, for it is made by a program, and would be a sixteenth of the book.
+`make book` puts it where the book says <!-- index -->.
 """
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ sys.path[:0] = [str(ROOT)]
 
 import tangle  # noqa: E402
 
-INDEX = re.compile(r"(?s)(?<=<!-- index -->\n).*?(?=<!-- end of the index -->)")
+INDEX = ROOT / "index.md"
 Definition = ast.FunctionDef | ast.ClassDef
 
 
@@ -94,10 +97,13 @@ def make(text: str) -> str:
     files = tangle.tangle(text)
     blocks = [b for b in tangle.read_blocks(text)[0] if b.kind]
     chapter, chunks = chapters(text, blocks), tangle.gather_chunks(blocks)
+    users: dict[str, dict[str, None]] = {}
+    for use in tangle.find_uses(blocks):
+        users.setdefault(use.text, {})[refer(use.block)] = None
     lines = ["### Chunks", ""]
     for name, parts in sorted(chunks.items()):
         where = ", ".join(dict.fromkeys(chapter[part.line] for part in parts))
-        lines.append(f"- {refer(parts[0])} {where}")
+        lines.append(f"- {refer(parts[0])} {where}: {', '.join(users[name])}")
     lines += ["", "### Names", ""]
     index = sorted(name_index(files).items(), key=lambda item: item[0][0].lower())
     for (name, module), (block, uses) in index:
@@ -105,27 +111,19 @@ def make(text: str) -> str:
         used_in = f": {', '.join(map(refer, uses))}" if uses else ""
         lines.append(f"- `{name}` {refer(block)}{used_in}")
     body = "\n".join(lines)
-    targets = [f"{refer(block)}: #{tangle.anchor(block)}" for block in
-               sorted(blocks, key=refer) if refer(block) in body]
-    return "\n".join(["", body, "", *targets, "", ""])
-
-
-def renew(text: str) -> str:
-    """The book with a fresh index; it must have the place for one."""
-    if not INDEX.search(text):
-        raise SystemExit("the book has no <!-- index --> ... <!-- end of the index -->")
-    fresh = make(text)
-    return INDEX.sub(lambda match: fresh, text)
+    targets = [f"{refer(block)}: {tangle.DOCUMENT.name}#{tangle.anchor(block)}"
+               for block in sorted(blocks, key=refer) if refer(block) in body]
+    return "\n".join([body, "", *targets, ""])
 
 
 def main(arguments: list[str]) -> int:
-    text = tangle.read_document()
-    fresh = renew(text)
-    if arguments == ["check"] and fresh != text:
-        print("simple_llm.md: the index is stale: `make captions` renews it")
+    fresh = make(tangle.read_document())
+    old = INDEX.read_text(encoding="utf-8") if INDEX.is_file() else ""
+    if arguments == ["check"] and fresh != old:
+        print("index.md is stale: `make captions` renews it", file=sys.stderr)
         return 1
-    if fresh != text:
-        tangle.replace_file(tangle.DOCUMENT, fresh)
+    if fresh != old:
+        tangle.replace_file(INDEX, fresh)
     return 0
 
 

@@ -176,8 +176,8 @@ def find_undefined_terms(book: Book) -> Iterator[Problem]:
         term, target = entry[1], entry[2]
         line = prose.count("\n", 0, glossary.start(1) + entry.start()) + 1
         begin, end = sections.get(target, (0, 0))
-        bold = re.compile(rf"\*\*[^*]*{forms(term)}[^*]*\*\*", re.I).search(
-            prose, begin, end)
+        bold = next((span for span in re.compile(r"\*\*(.+?)\*\*", re.S).finditer(
+            prose, begin, end) if re.search(forms(term), span[1], re.I)), None)
         if not bold:
             yield line, f"{term} is not defined (in bold type) at #{target}"
             continue
@@ -195,9 +195,7 @@ def find_undefined_terms(book: Book) -> Iterator[Problem]:
 
 
 def words_of_prose(book: Book) -> int:
-    text = re.sub(r"<!-- index -->.*<!-- end of the index -->", "", book.prose(),
-                  flags=re.S)
-    text = re.sub(r"<a id=.*</sub>", "", COMMENT.sub("", text))
+    text = re.sub(r"<a id=.*</sub>", "", COMMENT.sub("", book.prose()))
     return len(re.findall(r"[A-Za-z][\w'-]*", FORMULA.sub("x", text)))
 
 

@@ -26,6 +26,7 @@ def chapters_with_output():
 def test_what_a_chapter_shows_is_what_the_program_prints(chapter):
     line = TEXT.count("\n", 0, TEXT.index(chapter))
     wrong = book.stale("\n" * line + chapter, TEXT)      # the lines are those of the book
+    wrong = [one for one in wrong if book.NEVER not in one]     # `make book-check` waits
     assert not wrong, "\n".join(wrong)
 
 

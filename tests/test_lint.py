@@ -10,6 +10,7 @@ import lint
 import tangle
 
 TEXT = book.BOOK.read_text(encoding="utf-8")
+INDEX = index.make(TEXT)
 CHUNK = """
 <a id="chunk-x"></a><sub>**⟨x⟩** · used in nothing</sub>
 ```python {#x}
@@ -36,7 +37,8 @@ def test_the_book_keeps_its_rules():
 
 
 def test_the_index_is_fresh():
-    assert index.renew(TEXT) == TEXT, "run `make captions`"
+    assert index.INDEX.read_text(encoding="utf-8") == index.make(TEXT), (
+        "run `make captions`")
 
 
 def test_the_captions_are_fresh():
@@ -146,6 +148,7 @@ def test_a_term_that_is_used_before_it_is_defined_is_noticed():
 
 def test_a_term_that_is_defined_nowhere_or_elsewhere_is_noticed():
     for spoilt in (changed("**attic**", "attic", TERMS),
+                   changed("**attic**", "**barn** and attic and **cellar**", TERMS),
                    changed("(#two)", "(#1-one)", TERMS)):
         assert "is not defined (in bold type) at" in broken(
             spoilt, lint.find_undefined_terms)[0]
@@ -158,9 +161,8 @@ def test_too_little_prose_is_noticed():
     assert broken(changed("eight", "", text), lint.find_too_few_words)
 
 
-def test_captions_comments_and_the_index_are_no_prose():
-    block = lint.Book("words\n" + CHUNK + "<!-- many words here -->\n<!-- index -->\n"
-                      "- [x]: [y]\n<!-- end of the index -->\n")
+def test_captions_and_comments_are_no_prose():
+    block = lint.Book("words\n" + CHUNK + "<!-- many words here -->\n")
     assert lint.words_of_prose(block) == 1
 
 
@@ -181,22 +183,33 @@ def test_the_table_counts_what_is_there():
 
 # The index
 
-def test_a_stale_index_is_noticed():
-    assert index.renew(changed("- `AdamW` [", "- `Adam` [")) == TEXT
+def test_a_stale_index_is_noticed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(index, "INDEX", tmp_path / "index.md")
+    assert index.main(["check"]) == 1 and "make captions" in capsys.readouterr().err
+    assert index.main([]) == 0 == index.main(["check"])
+    (tmp_path / "index.md").write_text(INDEX.replace("`AdamW`", "`Adam`"))
+    assert index.main(["check"]) == 1
+
+
+def test_every_link_of_the_index_leads_into_the_book():
+    anchors = {f"simple_llm.md#{name}" for name in lint.anchors(lint.Book(TEXT))}
+    targets = dict(re.findall(r"(?m)^\[(.*)\]: (.*)$", INDEX))
+    assert set(targets.values()) <= anchors
+    assert set(re.findall(r"\[(.*?)\]", INDEX)) == targets.keys()
 
 
 def test_the_index_says_where_a_name_is_defined_and_used():
-    line = re.search(r"(?m)^- `LayerNorm` (.*)$", TEXT)[1]
+    line = re.search(r"(?m)^- `LayerNorm` (.*)$", INDEX)[1]
     assert line.startswith("[layer-norm]: ") and "[block]" in line
 
 
 def test_the_index_has_every_chunk_and_every_public_function():
     for name in tangle.gather_chunks(tangle.read_blocks(TEXT)[0]):
-        assert f"\n- [{name}] " in TEXT
+        assert f"\n- [{name}] " in INDEX
     for path in ("layers", "model", "train"):
         source = Path(book.ROOT, f"build/simple_llm/{path}.py").read_text(encoding="utf-8")
         for name in re.findall(r"(?m)^(?:def|class) ([A-Za-z]\w*)", source):
-            assert f"\n- `{name}` [" in TEXT, name
+            assert f"\n- `{name}` [" in INDEX, name
 
 
 # Numbers: marks and seals
@@ -245,7 +258,9 @@ def test_an_empty_output_cannot_be_sealed():
 
 
 def test_a_value_that_cannot_be_computed_is_noticed():
-    assert "NameError" in book.stale(changed("log(n)", "log(m)", VALUES))[0]
+    spoilt = changed("log(n)", "log(m)", VALUES)
+    assert "NameError" in book.stale(spoilt)[0]
+    assert book.refresh(spoilt, None) == spoilt
     assert "0 numbers are shown" in book.stale(changed('"took', '"need', VALUES))[0]
 
 
@@ -265,7 +280,7 @@ LONG = """<!-- long ~ 20%: python -c print(100) -->
 
 
 def test_a_long_output_that_was_never_made_is_noticed():
-    assert "was never run" in book.stale(LONG)[0]
+    assert book.NEVER in book.stale(LONG)[0]
 
 
 def test_a_long_output_that_was_changed_by_hand_is_noticed():
@@ -300,7 +315,7 @@ def test_a_figure_that_took_long_is_sealed(tmp_path, monkeypatch):
     monkeypatch.setattr(book, "ROOT", tmp_path)
     (tmp_path / "a.svg").write_text("<svg/>\n")
     text = "<!-- long figure: make train -->\n![Words](a.svg)\n"
-    assert "sealed" in book.stale(text)[0]
+    assert book.NEVER in book.stale(text)[0]
     assert book.stale(book.seal_all(text)) == []
     sealed = book.seal_all(text)
     (tmp_path / "a.svg").write_text("<svg>2</svg>\n")

@@ -29,3 +29,128 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(tmp_path, n
     ways = ["point", "clock", "point", "write"]
     hits = torture.torture(tmp_path / "killed", RUNS[name], wanted, ways, random.Random(1))
     assert hits["while a file was written"] + hits["elsewhere"] >= 3
+
+
+def stopped(home, *arguments, sent=signal.SIGINT):
+    """A training that was stopped in the middle, in home/model."""
+    process = start(make_home(home), arguments)
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            process.send_signal(sent)
+            break
+    said, _ = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+LONG = (*torture.TEXTS, "--workers", "1", "--epochs", "60")
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A home with a training that was stopped by Ctrl-C."""
+    home = tmp_path_factory.mktemp("unfinished") / "home"
+    status, said = stopped(home, *LONG)
+    assert status == 130 and "stopped at step" in said and "--resume" in said
+    return home
+
+
+@pytest.fixture
+def copy(unfinished, tmp_path):
+    import shutil
+    return shutil.copytree(unfinished, tmp_path / "copy")
+
+
+def assert_refused(done, *says):
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("simple_llm: "), done.stderr
+    for word in says:
+        assert word in lines[0], done.stderr
+
+
+def test_ctrl_c_stops_in_the_middle_of_an_epoch_and_the_run_ends_in_the_same_bytes(
+        copy, tmp_path):
+    step = read_checkpoint(copy / "model" / CHECKPOINT).step
+    assert step % 17                           # there are 17 steps in an epoch
+    wanted = reference(tmp_path / "alone", LONG)
+    said = finish(start(copy, ("--out", "model")))         # the options are known
+    assert f"resumed at step {step} of " in said
+    assert result(copy) == wanted
+
+
+def test_a_run_is_resumed_from_another_directory(copy, tmp_path):
+    done = run("train", "--resume", "--out", copy / "model", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stdout
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (("--epochs", 61), "epochs was 60 and is now 61"),
+    (("--learning-rate", "0.5"), "learning_rate was 0.001 and is now 0.5"),
+    (("--width", 16), "d_model was 8 and is now 16"),
+    (("--workers", 2), "workers was 1 and is now 2"),
+    (("--seed", 1), "seed was 0 and is now 1"),
+    (("--batch-size", 3), "batch_size was 12 and is now 3"),
+    (("--dropout", 0), "dropout was 0.1 and is now 0.0"),
+    (("--context", 9), "context_length was 8 and is now 9"),
+    (("--tokenizer", "word"), "the corpus was"),
+], ids=str)
+def test_a_checkpoint_of_another_configuration_is_refused_by_name(copy, options, says):
+    before = (copy / "model" / CHECKPOINT).read_bytes()
+    assert_refused(run("train", "--resume", *LONG, *options, cwd=copy), says)
+    assert (copy / "model" / CHECKPOINT).read_bytes() == before
+
+
+def test_a_checkpoint_of_another_text_is_refused(copy):
+    text = copy / "text.txt"
+    text.write_text(text.read_text().replace("cat sat", "sat cat", 1))   # same length
+    assert_refused(run("train", "--resume", *LONG, cwd=copy), "the corpus was a text of")
+
+
+def test_with_nothing_to_resume_the_training_begins_with_a_note(tmp_path):
+    done = run("train", "--resume", *SHORT, cwd=make_home(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "note: nothing to resume in model" in done.stderr
+
+
+def test_a_finished_training_says_so_and_leaves_the_same_files(tmp_path):
+    wanted = reference(tmp_path / "home", SHORT)
+    (tmp_path / "home" / "model" / "loss.svg").unlink()
+    done = run("train", "--resume", cwd=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert "had already finished" in done.stdout
+    assert result(tmp_path / "home") == wanted
+
+
+def test_an_unfinished_run_is_moved_aside_and_not_overwritten(copy):
+    before = (copy / "model" / CHECKPOINT).read_bytes()
+    done = run("train", *SHORT, cwd=copy)
+    assert done.returncode == 0, done.stderr
+    assert "note: an unfinished training was in model" in done.stderr
+    assert (copy / "model" / f"old-{CHECKPOINT}").read_bytes() == before
+    assert read_checkpoint(copy / "model" / CHECKPOINT).step == 4 * 17
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: data[:-1], lambda data: data[:9], lambda data: b"",
+    lambda data: data + b"x", lambda data: data[:-40] + b"\1" + data[-39:],
+    lambda data: data.replace(b'\\"step\\": ', b'\\"step\\":1', 1),
+    lambda data: data.replace(b"sha256", b"sha257"), lambda data: b"PK" + data,
+], ids=range(8))
+def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(copy, change):
+    path = copy / "model" / CHECKPOINT
+    data = change(path.read_bytes())
+    assert data != path.read_bytes()
+    path.write_bytes(data)
+    assert_refused(run("train", "--resume", *LONG, cwd=copy), CHECKPOINT)
+    assert path.read_bytes() == data
+
+
+def test_a_checkpoint_holds_the_model_that_was_saved_with_it(copy):
+    arrays = read_checkpoint(copy / "model" / CHECKPOINT).arrays
+    tensors = load_safetensors(copy / "model" / "model.safetensors")
+    assert set(arrays) == {"data", "m", "v"}
+    assert sum(array.size for array in tensors.values()) == arrays["data"].size
+    assert sorted(arrays["data"].tolist()) == sorted(
+        x for array in tensors.values() for x in array.ravel().tolist())

@@ -1,6 +1,8 @@
 """The woven page. What needs the weaver's libraries is skipped where they are missing."""
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -85,9 +87,10 @@ def make_page(tmp_path_factory):
         (home / "figures").mkdir()
         for figure in (ROOT / "figures").glob("*.svg"):
             (home / "figures" / figure.name).write_bytes(figure.read_bytes())
-        (home / "book.md").write_text(text, encoding="utf-8")
+        (home / "simple_llm.md").write_text(text, encoding="utf-8")
+        (home / "index.md").write_bytes((ROOT / "index.md").read_bytes())
         done = subprocess.run(
-            [python, ROOT / "build/weave.py", home / "book.md", home / "out/index.html"],
+            [python, ROOT / "build/weave.py", home / "simple_llm.md", home / "out/index.html"],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
         if not check:
             return done
@@ -240,9 +243,74 @@ def test_the_contents_name_every_chapter(whole):
             assert title.replace("`", "") in contents
 
 
+def test_the_index_is_in_the_page(whole):
+    part = whole[whole.index('id="appendix-d-index"'):whole.index('id="appendix-e-the')]
+    assert part.count("<li>") > 300 and 'href="#chunk-layer-norm"' in part
+
+
 def test_nothing_of_the_markdown_is_left_over(whole):
     text = re.sub(r"(?s)<style>.*?</style>|<(pre|code)\b.*?</\1>|<[^>]+>", "", whole)
     assert "$`" not in text and "```" not in text and "](" not in text
     for block in tangle.read_blocks(BOOK.read_text(encoding="utf-8"))[0]:
         if block.kind == "chunk":
             assert f'<a href="#chunk-{block.name}">' in whole, block.name
+
+
+# In a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome"))), None)
+LOOK = """<!DOCTYPE html><iframe width=1400 height=1600></iframe>
+<iframe width=400 height=800></iframe><pre></pre><script>
+const found = [], frames = [...document.querySelectorAll("iframe")];
+function look(frame) {
+  const page = frame.contentDocument, root = page.documentElement;
+  const nav = page.querySelector("nav"), link = nav.querySelector("a[href^='#11-']");
+  const box = link.getBoundingClientRect(), fold = page.querySelector(".code details");
+  const high = fold.offsetHeight;
+  fold.open = true;
+  found[frames.indexOf(frame)] = {wide: root.scrollWidth, left: box.left, right: box.right, top: box.top,
+    unfolds: fold.offsetHeight > high, formula:
+    page.querySelector(".formula math").getBoundingClientRect().height, dead:
+    [...page.querySelectorAll("a[href^='#']")].map(a => a.getAttribute("href").slice(1))
+    .filter(id => !page.getElementById(id)), pictures:
+    [...page.images].filter(image => !image.naturalWidth).length};
+  if (found[0] && found[1]) document.querySelector("pre").textContent = JSON.stringify(found);
+}
+for (const frame of frames) {
+  frame.onload = () => look(frame);
+  frame.src = "index.html";
+}
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def seen(whole, tmp_path_factory):
+    """What a browser finds on the page at 1400 and at 400 pixels, and its console."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    home = tmp_path_factory.mktemp("browser")
+    (home / "index.html").write_text(whole, encoding="utf-8")
+    (home / "look.html").write_text(LOOK, encoding="utf-8")
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+         "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--allow-file-access-from-files", "--enable-logging=stderr",
+         f"--user-data-dir={home / 'profile'}", "--window-size=1500,2500",
+         "--virtual-time-budget=20000", "--dump-dom", (home / "look.html").as_uri()],
+        capture_output=True, text=True, timeout=120)
+    text = re.search(r"(?s)<pre>(.*?)</pre>", done.stdout)[1]
+    return json.loads(text), [line for line in done.stderr.split("\n") if "CONSOLE" in line]
+
+
+def test_a_browser_has_nothing_to_complain_of(seen):
+    assert seen[1] == []
+
+
+@pytest.mark.parametrize(("place", "width"), [(0, 1400), (1, 400)])
+def test_the_page_is_readable_at_this_width(seen, place, width):
+    found = seen[0][place]
+    assert found["wide"] <= width                       # nothing sticks out
+    assert 0 <= found["left"] < found["right"] <= width and 0 <= found["top"] < 800
+    assert found["unfolds"] and found["formula"] > 10
+    assert found["dead"] == [] and found["pictures"] == 0

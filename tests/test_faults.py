@@ -1,0 +1,340 @@
+"""Full disks, directories that vanish, signals, closed pipes: one sentence, nothing lost."""
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import torture
+from simple_llm import checkpoint
+from simple_llm.checkpoint import UserError
+from simple_llm.corpus import read_text
+from simple_llm.layers import CrossEntropy, softmax
+from simple_llm.model import SimpleLLM
+from simple_llm.resume import CHECKPOINT, read_checkpoint
+from simple_llm.tokenizer import Tokenizer
+from test_resume import assert_refused, run
+from torture import ENV, finish, make_home, reference, result, start
+
+LONG = (*torture.TEXTS, "--workers", "2", "--epochs", "300")
+SHORT = (*torture.TEXTS, "--workers", "1", "--epochs", "4")
+QUICK = (*torture.TEXTS, "--workers", "2", "--epochs", "15")
+
+
+def training(home, arguments=LONG, **env):
+    """A training that has reached its first evaluations."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simple_llm", "train", *arguments], cwd=home,
+        env={**ENV, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        encoding="utf-8")
+    for line in process.stdout:
+        if line.startswith("step     0"):
+            return process
+    raise AssertionError(process.communicate())
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """What QUICK leaves if nobody disturbs it."""
+    return reference(tmp_path_factory.mktemp("quick") / "alone", QUICK)
+
+
+def sentences(said):
+    return [line for line in said.splitlines() if line and "epoch " not in line]
+
+
+# Signals
+
+
+def test_ctrl_c_twice_ends_at_once_and_the_checkpoint_is_whole(tmp_path):
+    process = training(make_home(tmp_path / "home"))
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in said, said
+    assert read_checkpoint(tmp_path / "home" / "model" / CHECKPOINT)
+    torture.check_directory(tmp_path / "home")
+
+
+def test_sigterm_saves_and_the_run_can_be_resumed(tmp_path, quick):
+    process = training(make_home(tmp_path / "home"), QUICK)
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and "stopped at step" in said
+    assert "resumed at step" in finish(start(tmp_path / "home", ()))
+    assert result(tmp_path / "home") == quick
+
+
+def test_no_helper_is_left_when_a_training_is_stopped(tmp_path):
+    process = training(make_home(tmp_path / "home"))
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)],
+                              capture_output=True, text=True).stdout.split()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert children
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+
+
+def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
+    process = training(make_home(tmp_path / "home"), QUICK)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)],
+                              capture_output=True, text=True).stdout.split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert sentences(said) == [
+        "simple_llm: a helper process died: is there enough memory?"]
+    finish(start(tmp_path / "home", ()))
+    assert result(tmp_path / "home") == quick
+
+
+# Disks and directories
+
+
+FULL = """
+import errno, os, sys
+from simple_llm import checkpoint
+from simple_llm.__main__ import main
+left, real = int(sys.argv.pop(1)), os.fsync
+def fsync(file):
+    global left
+    left -= 1
+    if left < 0:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    real(file)
+os.fsync = fsync
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("writes", [0, 3, 31])
+def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
+        tmp_path, writes, quick):
+    home = make_home(tmp_path / "home")
+    done = subprocess.run([sys.executable, "-c", FULL, str(writes), "train", *QUICK],
+                          cwd=home, env=ENV, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert len(sentences(done.stderr)) == 1, done.stderr
+    assert "No space left on device" in done.stderr
+    assert not torture.temporaries(home)
+    torture.check_directory(home)
+    finish(start(home, QUICK))
+    assert result(home) == quick
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """A file system of 64 KB, where that can be made."""
+    home = make_home(tmp_path / "home")
+    (home / "model").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(home / "model")]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        done = run("train", *SHORT, cwd=home)
+        assert done.returncode == 1
+        assert len(sentences(done.stderr)) == 1 and "No space left" in done.stderr
+    finally:
+        subprocess.run(["umount", str(home / "model")], check=True)
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    home = make_home(tmp_path / "home")
+    (home / "model").mkdir()
+    (home / "model").chmod(0o500)
+    immutable = False
+    if os.access(home / "model", os.W_OK):     # as root; try the attribute
+        immutable = not subprocess.run(["chattr", "+i", str(home / "model")],
+                                       capture_output=True).returncode
+        if not immutable:
+            pytest.skip("nothing is read-only for this user")
+    try:
+        done = run("train", *SHORT, cwd=home)
+        assert done.returncode == 1 and len(sentences(done.stderr)) == 1
+        assert "model" in done.stderr and "ermi" in done.stderr
+    finally:
+        if immutable:
+            subprocess.run(["chattr", "-i", str(home / "model")], check=True)
+        (home / "model").chmod(0o700)
+
+
+def test_a_directory_that_vanishes_is_made_again(tmp_path):
+    process = training(make_home(tmp_path / "home"))
+    shutil.rmtree(tmp_path / "home" / "model", ignore_errors=True)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert "Traceback" not in said
+    torture.check_directory(tmp_path / "home")
+    assert process.returncode in (1, 130)
+
+
+def test_a_file_in_the_place_of_the_checkpoint_is_refused(tmp_path):
+    home = make_home(tmp_path / "home")
+    (home / "model" / CHECKPOINT).mkdir(parents=True)
+    assert_refused(run("train", "--resume", *SHORT, cwd=home), "cannot read")
+
+
+# Terminals and pipes
+
+
+def test_a_reader_that_leaves_costs_nothing_of_the_run(tmp_path, quick):
+    process = training(make_home(tmp_path / "home"), QUICK)
+    process.stdout.close()
+    said = process.stderr.read()
+    process.wait(timeout=60)
+    assert "Traceback" not in said and "BrokenPipe" not in said
+    finish(start(tmp_path / "home", ()))
+    assert result(tmp_path / "home") == quick
+
+
+def on_a_terminal(home, **env):
+    """What a short training writes to a terminal."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simple_llm", "train", *SHORT], cwd=home,
+        env={**ENV, **env}, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:                        # the other end was closed
+            break
+        if not piece:
+            break
+        said += piece
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    return said.decode()
+
+
+def test_the_bar_is_redrawn_on_a_terminal_and_only_there(tmp_path):
+    assert "\x1b[K" in on_a_terminal(make_home(tmp_path / "a"), TERM="xterm", CI="")
+    assert "\x1b" not in on_a_terminal(make_home(tmp_path / "b"), TERM="dumb", CI="")
+    assert "\x1b" not in on_a_terminal(make_home(tmp_path / "c"), TERM="xterm", CI="1")
+
+
+# Text
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (b"", "empty"), (b"\xef\xbb\xbf", "empty"), (b"a", "too few"), (b"\r\n\r\n", "empty"),
+    (b"abc\0def" * 90, "byte 3 is NUL"), (b"ab\xffc" * 90, "0xff at 2"),
+    (b"good " * 99 + b"\xc3", "0xc3 at 495"), (bytes(range(1, 256)), "0x80 at 127"),
+    (b"\xff\xfea\0b\0" * 50, "NUL"), (b"\xed\xa0\x80" * 50, "0xed at 0"),
+])
+def test_bad_text_is_refused_with_the_place(tmp_path, data, says):
+    (tmp_path / "text.txt").write_bytes(data)
+    assert_refused(run("train", *SHORT, cwd=tmp_path), says)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("text", [
+    "the cat sat on the mat.\r\n" * 60, "\ufeffthe cat sat on the mat.\n" * 60,
+    "no end of line " * 60, "e\u0301 \U0001f600 \U0001f469\u200d\U0001f52c na\u00efve\n" * 60,
+    "x" * 600, "\u202e\u0000".replace("\0", "") + "abc def " * 99, "\n\n\n a\n" * 99,
+], ids=["CRLF", "BOM", "no final newline", "emoji", "one character", "rtl", "blank"])
+def test_odd_text_is_learned_and_written(tmp_path, text):
+    (tmp_path / "text.txt").write_bytes(text.encode())
+    done = run("train", *SHORT, "--epochs", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\r" not in "".join(Tokenizer.load(tmp_path / "model").tokens)
+    for prompt in ("", "\U0001f600", "the cat sat on the mat. " * 5):
+        done = run("generate", "--prompt", prompt, "--max-new-tokens", 4, cwd=tmp_path)
+        assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_a_long_text_is_encoded_in_parts_that_give_the_same_ids():
+    from simple_llm.tokenizer import parts
+    text = "one two,\n\n  three\nfour 'tis\n" * 40 + "no end"
+    for size in (1, 7, 50, 10_000):
+        assert "".join(parts(text, size)) == text
+        for kind in ("word", "char"):
+            tokenizer = Tokenizer.from_text(text, kind)
+            assert [id for part in parts(text, size) for id in tokenizer.encode(part)] == (
+                tokenizer.encode(text))
+
+
+def test_the_text_is_read_in_memory_of_its_own_size(tmp_path):
+    import tracemalloc
+    (tmp_path / "a").write_text("the cat sat on the mat\n" * 200_000)     # 4.6 MB
+    tracemalloc.start()
+    text = read_text(str(tmp_path / "a"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * len(text)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_softmax_and_loss_are_right_for_huge_logits(scale):
+    z = np.float32([[scale, 0, -scale], [scale, scale, 0]])
+    p = softmax(z.copy())
+    wanted = np.exp(z.astype(np.float64) - z.max(axis=1, keepdims=True))
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(p, wanted, atol=1e-7)
+    loss = CrossEntropy()
+    targets = np.array([2, 0])
+    each = z.max(axis=1) - z[[0, 1], targets] + np.log(
+        np.exp(z.astype(np.float64) - z.max(axis=1, keepdims=True)).sum(axis=1))
+    assert loss.forward(z.copy(), targets) == pytest.approx(each.mean(), rel=1e-6)
+    assert np.isfinite(loss.backward()).all()
+
+
+def test_one_blas_thread_and_two_give_the_same_bytes_here(tmp_path):
+    """On this machine and at these sizes; another BLAS may promise less."""
+    models = []
+    for threads in ("1", "2"):
+        home = make_home(tmp_path / threads)
+        env = {name: threads for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        done = subprocess.run([sys.executable, "-m", "simple_llm", "train", *SHORT],
+                              cwd=home, env={**ENV, **env, "PYTHONHASHSEED": threads},
+                              capture_output=True, timeout=60)
+        assert done.returncode == 0
+        models.append(SimpleLLM.from_pretrained(home / "model"))
+    np.testing.assert_allclose(models[0].data, models[1].data, atol=1e-4)
+    if models[0].data.tobytes() != models[1].data.tobytes():
+        pytest.skip("this BLAS adds in another order with two threads")
+
+
+def test_a_broken_down_training_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    home = make_home(tmp_path / "home")
+    process = training(home, (*LONG,))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    before = (home / "model" / CHECKPOINT).read_bytes()
+    poison = ("from simple_llm.model import SimpleLLM\nreal = SimpleLLM.backward\n"
+              "def backward(self):\n    real(self)\n    self.norm.weight.grad[0] = "
+              "float('nan')\nSimpleLLM.backward = backward\nimport sys\n"
+              "from simple_llm.__main__ import main\nsys.exit(main())")
+    done = subprocess.run([sys.executable, "-c", poison, "train", "--resume"], cwd=home,
+                          env=ENV, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    step = read_checkpoint(home / "model" / CHECKPOINT).step
+    assert f"step {step + 1}" in done.stderr and "ln_f.weight" in done.stderr
+    assert (home / "model" / CHECKPOINT).read_bytes() == before
+
+
+def test_an_error_of_the_disk_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    checkpoint.write_atomically(path, b"old")
+
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", fail)
+    with pytest.raises(OSError):
+        checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+    assert issubclass(UserError, ValueError)
