@@ -6,6 +6,12 @@ STAMP   := $(VENV)/.ready
 OUT     ?= model
 MODEL   ?= model
 RUN     := PYTHONPATH=$(if $(MINE),answers/package,build) $(PYTHON) -m simple_llm
+# What people write in these is text, whatever quotes or dollars are in it: the shell reads
+# it from its environment, and neither Make nor the shell looks inside.
+override OUT    := $(value OUT)
+override MODEL  := $(value MODEL)
+override PROMPT := $(value PROMPT)
+export OUT MODEL PROMPT
 TORCH   := .venv-torch
 WEAVER  := .venv-book
 
@@ -18,11 +24,13 @@ help:  ## show this list
 		$(MAKEFILE_LIST)
 	@echo
 	@echo '  make train CORPUS=path/to/text.txt      train on your own text instead'
+	@echo "  make train CORPUS=\"'my text.txt' more/\"  several, and names with spaces"
 	@echo '  make train ARGS="--epochs 20 --seed 1"  any option of simple_llm train'
 	@echo '  make generate PROMPT="..." MODEL=model  continue a prompt'
 
 # The stamp is written last: a set-up that was interrupted is done again.
 $(STAMP): requirements.txt setup.sh
+	@echo 'setting up $(VENV) ...' >&2
 	@sh setup.sh $(VENV)
 	@touch $@
 
@@ -35,23 +43,23 @@ build: $(STAMP)
 	@$(PYTHON) tangle.py >/dev/null
 
 train: build  ## train on the small world (or CORPUS=...), then let it answer
-	@$(RUN) train --out '$(OUT)' $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
+	@$(RUN) train --out="$$OUT" $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
 
 generate: build  ## continue PROMPT="..." with the trained model
 	@OPENBLAS_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) \
-		$(RUN) generate --model '$(MODEL)' --prompt '$(subst ','\'',$(PROMPT))' $(ARGS)
+		$(RUN) generate --model="$$MODEL" --prompt="$$PROMPT" $(ARGS)
 
 chat: build  ## tell the trained model a story, and ask
-	@$(RUN) chat --model '$(MODEL)' $(ARGS)
+	@$(RUN) chat --model="$$MODEL" $(ARGS)
 
 inspect: build  ## write inspect.html: what the model does with PROMPT="..."
-	@$(RUN) inspect --model '$(MODEL)' '$(subst ','\'',$(PROMPT))' $(ARGS)
+	@$(RUN) inspect --model="$$MODEL" $(ARGS) -- "$$PROMPT"
 
 info: build  ## what is in the model directory MODEL
-	@$(RUN) info '$(MODEL)'
+	@$(RUN) info -- "$$MODEL"
 
 eval: build  ## measure the trained model on held-out text
-	@$(RUN) eval --model '$(MODEL)' $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
+	@$(RUN) eval --model="$$MODEL" $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
 
 tokenize: build  ## show how PROMPT="..." is cut into tokens
 	@$(RUN) tokenize --model '$(MODEL)' $(ARGS) $(if $(PROMPT),-- '$(subst ','\'',$(PROMPT))')

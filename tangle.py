@@ -169,6 +169,8 @@ def path_problem(path: str, build: Path | None) -> str | None:
         return "has a `..`; all that is tangled stays in build/"
     if not re.fullmatch(r"[A-Za-z0-9_.+/-]+", path) or "" in parts or "." in parts:
         return "is not plain: names of letters, digits and _.+-, with one / between"
+    if max(map(len, parts)) > 200 or len(path) > 1000:
+        return "is longer than file systems allow"
     if any(part.startswith(OURS) for part in parts):
         return "has a name that tangle.py keeps for itself"
     if build is None:

@@ -89,7 +89,7 @@ def test_progress_without_a_terminal_is_plain_lines(home):
     progress = (home / "progress.txt").read_text(encoding="utf-8")
     assert "\r" not in progress and "\x1b" not in progress
     assert 1 <= len(progress.splitlines()) <= 50
-    assert "tokens/s" in progress and "left" in progress
+    assert "tok/s" in progress and "left" in progress
 
 
 def test_the_same_seed_trains_to_the_same_bytes(home, tmp_path):

@@ -81,14 +81,14 @@ FILES = {"model.safetensors": use_model, "config.json": use_model,
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FILES)
-def test_1500_spoilt_files_give_a_sentence_or_a_right_answer(directory, tmp_path, name):
+def test_600_spoilt_files_give_a_sentence_or_a_right_answer(directory, tmp_path, name):
     for path in directory.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     data = (directory / name).read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     edge = header if name.endswith("safetensors") else len(data)
     dice, refused = random.Random(f"spoil {name}"), 0
-    for n in range(1500):
+    for n in range(600):
         spoilt = mutate(data, dice, edge)
         (tmp_path / name).write_bytes(spoilt)
         try:
@@ -98,7 +98,7 @@ def test_1500_spoilt_files_give_a_sentence_or_a_right_answer(directory, tmp_path
             assert "\n" not in str(error) and len(str(error)) < 500, str(error)
         except Exception as error:
             raise AssertionError(f"mutation {n} of {name}: {spoilt[:300]}") from error
-    assert refused > 200
+    assert refused > 150
 
 
 def test_no_bit_of_a_checkpoint_can_be_flipped_without_being_noticed(directory, tmp_path):
@@ -108,7 +108,7 @@ def test_no_bit_of_a_checkpoint_can_be_flipped_without_being_noticed(directory, 
     path.write_bytes(data)
     whole = read_checkpoint(path)
     dice = random.Random(5)
-    places = [*range(0, 8 + length), *dice.sample(range(8 + length, len(data)), 400)]
+    places = [*range(0, 8 + length, 3), *dice.sample(range(8 + length, len(data)), 300)]
     for at in places:
         path.write_bytes(data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)])
                          + data[at + 1:])
