@@ -138,6 +138,7 @@ refresh: build  ## renew the outputs of sessions and quick commands in the book
 refresh-all: build  ## renew the long runs in the book, too, and its figures (minutes)
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
+	@cp model/config.json model/model.safetensors model/tokenizer*.json tests/trained/
 	@$(RUN).bench figures figures
 	@$(RUN).inside model figures
 	@$(PYTHON) tests/book.py seal
