@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,10 +74,20 @@ def test_sigterm_saves_and_the_run_can_be_resumed(tmp_path, quick):
     assert result(tmp_path / "home") == quick
 
 
+def helpers_of(process):
+    """The process numbers of a training's helpers, as soon as there are any."""
+    listing = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := listing.read_text().split():
+            return found
+        time.sleep(0.002)
+    raise AssertionError("the training has no helper")
+
+
 def test_no_helper_is_left_when_a_training_is_stopped(tmp_path):
     process = training(make_home(tmp_path / "home"))
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)],
-                              capture_output=True, text=True).stdout.split()
+    children = helpers_of(process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert children
@@ -85,8 +96,7 @@ def test_no_helper_is_left_when_a_training_is_stopped(tmp_path):
 
 def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
     process = training(make_home(tmp_path / "home"), QUICK)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)],
-                              capture_output=True, text=True).stdout.split()
+    children = helpers_of(process)
     os.kill(int(children[0]), signal.SIGKILL)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 1
