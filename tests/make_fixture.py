@@ -3,9 +3,8 @@
 The tests only read the file, and need no PyTorch. This was run once, on a CPU, with Python 3.11.7,
 torch 2.13.0, transformers 4.57.6 and numpy 2.4.6 (the file records them, under `versions`):
 
-    python3 -m venv /tmp/torch_venv
-    /tmp/torch_venv/bin/pip install torch==2.13.0 'transformers==4.57.*' numpy
-    /tmp/torch_venv/bin/python tests/make_fixture.py
+    make parity                         sets up .venv-torch
+    .venv-torch/bin/python tests/make_fixture.py
 
 The model is a tiny GPT-2, with noise on every parameter, so that each bias, gain and position counts.
 What has 64 in its name was computed in float64, from the same float32 weights.

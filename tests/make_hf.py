@@ -3,7 +3,7 @@
 The tests only read the file, and need neither transformers nor PyTorch. It was made once, with
 tokenizers 0.22.2, transformers 4.57.6 and torch 2.13.0 (see make_fixture.py for their set-up):
 
-    /tmp/torch_venv/bin/python tests/make_hf.py
+    .venv-torch/bin/python tests/make_hf.py
 
 It holds a small byte-pair tokenizer of GPT-2's form, made by Hugging Face's own trainer, in both of
 its forms (tokenizer.json; vocab.json with merges.txt); the ids that it gives to odd texts; which
