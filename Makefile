@@ -62,7 +62,7 @@ eval: build  ## measure the trained model on held-out text
 	@$(RUN) eval --model="$$MODEL" $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
 
 tokenize: build  ## show how PROMPT="..." is cut into tokens
-	@$(RUN) tokenize --model '$(MODEL)' $(ARGS) $(if $(PROMPT),-- '$(subst ','\'',$(PROMPT))')
+	@$(RUN) tokenize --model="$$MODEL" $(ARGS) $(if $(PROMPT),-- "$$PROMPT")
 
 tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
