@@ -17,6 +17,7 @@ from simple_llm.tokenizer import Tokenizer
 
 BUILD = Path(simple_llm.__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(BUILD), "PYTHONIOENCODING": "utf-8"}
+ENV.pop("PYTHONUNBUFFERED", None)       # its users have not set it, and it hides mistakes
 TEXT = "the cat sat on the mat.\nthe dog sat on the log.\n" * 12
 TINY = ("--layers", "1", "--heads", "2", "--width", "8", "--context", "8",
         "--epochs", "1", "--workers", "1", "--no-ladder")
