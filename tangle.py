@@ -30,6 +30,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Collection, Iterator, NamedTuple
@@ -39,13 +40,13 @@ BUILD = DOCUMENT.with_name("build")
 OURS = ".tangled"  # how the names of our own files in build/ begin
 MANIFEST = OURS + ".json"  # the sha256 of every file that we wrote
 
-FENCE = re.compile(r"( {0,3})(`{3,}|~{3,})[ \t]*(.*?)[ \t]*")
+FENCE = re.compile(r"( {0,3})(`{3,}(?=[^`]*$)|~{3,})[ \t]*(.*?)[ \t]*")
 ATTRIBUTES = re.compile(r"([^\s{}]+)[ \t]+\{ *(?:file=([^\s{}]+)|#([^\s{}]+)) *\}")
 MARKED = re.compile(r"[{}]|\bfile=|\s#")  # an info string that wants to be tangled
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 REFERENCE = re.compile(rf"([ \t]*)<<({NAME})>>[ \t]*")
 MISWRITTEN = re.compile(rf"<<{NAME}>>|^\s*<<.*>>\s*$")  # if it is no REFERENCE
-CAPTION = re.compile(r' {0,3}<a id="(?:chunk|file)-[^"]*"></a><sub>.*</sub>\s*')
+CAPTION = re.compile(r' {0,3}<a id="[^"]*"></a><sub>.*</sub>\s*')
 
 
 class Block(NamedTuple):
@@ -56,6 +57,18 @@ class Block(NamedTuple):
     language: str
     line: int  # of the opening fence, counted from 1; the body begins one below
     body: list[str]  # without the line ends
+
+    def label(self) -> str:
+        part = f" {self.part}" if self.part > 1 else ""
+        return f"⟨{self.name}⟩{part}" if self.kind == "chunk" else f"`{self.name}`"
+
+    def anchor(self) -> str:
+        part = f"-{self.part}" if self.part > 1 else ""
+        return f"{self.kind[0]}-{self.name.replace('/', '-')}{part}"
+
+    def link(self) -> str:
+        file = f"`{self.name.rpartition('/')[2]}`"
+        return f"[{file if self.kind == 'file' else self.label()}](#{self.anchor()})"
 
 
 class Line(NamedTuple):
@@ -94,8 +107,6 @@ def read_blocks(text: str) -> tuple[list[Block], list[Problem]]:
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         line = line.removesuffix("\r")
         fence = FENCE.fullmatch(line)
-        if fence and fence[2][0] == "`" and "`" in fence[3]:
-            fence = None  # code within a line, such as ```x```
         if block is None and fence:
             indent, mark = len(fence[1]), fence[2]
             kind, name, wrong = read_info(fence[3])
@@ -131,20 +142,16 @@ def read_info(info: str) -> tuple[str, str, str | None]:
 def find_problems(blocks: list[Block], build: Path | None) -> Iterator[Problem]:
     """What is wrong with paths, names and references."""
     files: dict[str, int] = {}
-    for block in blocks:
-        if block.kind == "file" and block.name in files:
-            yield block.line, (f"the file {block.name} is defined twice, "
-                               f"first at line {files[block.name]}")
-        elif block.kind == "file":
-            files[block.name] = block.line
-    for path, line in files.items():
-        if wrong := path_problem(path, build):
+    for _, path, _, _, line, _ in (block for block in blocks if block.kind == "file"):
+        if files.setdefault(path, line) != line:
+            yield line, f"the file {path} is defined twice, first at line {files[path]}"
+        elif wrong := path_problem(path, build):
             yield line, f"the path {path} {wrong}"
+    for path, line in files.items():
         for parent in set(parents(path)) & files.keys():
             yield line, (f"the path {path} needs a directory {parent}, "
                          f"which is a file at line {files[parent]}")
-    chunks = gather_chunks(blocks)
-    uses = list(find_uses(blocks))
+    chunks, uses = gather_chunks(blocks), list(find_uses(blocks))
     for name in chunks.keys() - {use.text for use in uses}:
         yield chunks[name][0].line, f"nothing uses the chunk ⟨{name}⟩"
     for name in chunks.keys() & files.keys():
@@ -157,7 +164,7 @@ def find_problems(blocks: list[Block], build: Path | None) -> Iterator[Problem]:
             yield line.number, (
                 f"`{line.text.strip()}`: a reference is <<name>> alone on its line, "
                 "with no spaces in the name (a shift has spaces around it)")
-    yield from find_cycles(uses)
+    yield from find_cycles(chunks)
 
 
 def path_problem(path: str, build: Path | None) -> str | None:
@@ -182,26 +189,21 @@ def path_problem(path: str, build: Path | None) -> str | None:
     return None
 
 
-def find_cycles(uses: list[Line]) -> Iterator[Problem]:
-    """Walk down from every chunk; a cycle is a step back to one we came through."""
-    inside: dict[str, list[Line]] = {}
-    for use in uses:
-        if use.block.kind == "chunk":
-            inside.setdefault(use.block.name, []).append(use)
-    done: set[str] = set()
-    for start in inside:
-        path, ahead = [start], [iter(() if start in done else inside[start])]
-        while path:
-            use = next(ahead[-1], None)
-            if use is None:
-                done.add(path.pop())
-                ahead.pop()
-            elif use.text in path:
-                cycle = path[path.index(use.text):] + [use.text]
-                yield use.number, "a cycle: " + " → ".join(f"⟨{c}⟩" for c in cycle)
-            elif use.text not in done:
-                path.append(use.text)
-                ahead.append(iter(inside.get(use.text, [])))
+def find_cycles(chunks: dict[str, list[Block]]) -> Iterator[Problem]:
+    """Let the standard library find a cycle; report it, break it, and look again."""
+    inside = {name: {use.text: use for use in find_uses(parts)}
+              for name, parts in chunks.items()}
+    while True:
+        try:
+            return TopologicalSorter(inside).prepare()
+        except CycleError as error:
+            names = error.args[1][:0:-1]  # each uses the next, and the last the first
+            last = max((inside[a][b] for a, b in zip(names, names[1:] + names)),
+                       key=lambda use: use.number)
+            first = names.index(last.text)
+            names = names[first:] + names[:first + 1]
+            yield last.number, "a cycle: " + " → ".join(f"⟨{name}⟩" for name in names)
+            del inside[last.block.name][last.text]
 
 
 def find_uses(blocks: list[Block]) -> Iterator[Line]:
@@ -308,45 +310,27 @@ def add_captions(text: str) -> str:
 
 def captions(blocks: list[Block]) -> dict[int, str]:
     """The caption of each tangled block, by the line of its fence."""
-    chunks = gather_chunks(blocks)
-    users: dict[str, dict[str, None]] = {}  # for each chunk, the links, each once
-    for use in find_uses(blocks):
-        users.setdefault(use.text, {})[link(use.block)] = None
-    lines = {}
+    chunks, uses, lines = gather_chunks(blocks), list(find_uses(blocks)), {}
     for block in (block for block in blocks if block.kind):
-        words = [f"**{label(block)}**"]
+        words = [f"**{block.label()}**"]
         if block.kind == "chunk":
             parts = chunks[block.name]
-            words += [f"continues {link(parts[0])}"] if block.part > 1 else []
-            words += [f"used in {', '.join(users.get(block.name, []))}"]
-            words += [f"continued in {link(later)}" for later in parts[block.part:][:1]]
-        target = f'<a id="{anchor(block)}"></a>'
+            users = dict.fromkeys(u.block.link() for u in uses if u.text == block.name)
+            words += [f"continues {parts[0].link()}"] if block.part > 1 else []
+            words += [f"used in {', '.join(users)}"]
+            words += [f"continued in {b.link()}" for b in parts[block.part:][:1]]
+        target = f'<a id="{block.anchor()}"></a>'
         lines[block.line] = f"{target}<sub>{' · '.join(words)}</sub>"
     return lines
-
-
-def anchor(block: Block) -> str:
-    part = f"-{block.part}" if block.part > 1 else ""
-    return f"{block.kind}-{block.name.replace('/', '-')}{part}"
-
-
-def label(block: Block) -> str:
-    part = f" {block.part}" if block.part > 1 else ""
-    return f"⟨{block.name}⟩{part}" if block.kind == "chunk" else f"`{block.name}`"
-
-
-def link(block: Block) -> str:
-    return f"[{label(block)}](#{anchor(block)})"
 
 
 def write(files: dict[str, str], build: Path = BUILD, force: bool = False) -> list[str]:
     """Make build/ hold these files; return the paths that were written or removed.
 
-    Before anything else is changed, the manifest learns the hashes of the new files
-    beside those of the old. So whatever a killed run leaves, the next knows as ours.
+    The manifest learns the hashes of the new files, beside those of the old, before any
+    is written. So whatever a killed run leaves, the next one knows as ours.
     """
-    new = {path: [sha256(text.encode("utf-8")).hexdigest()]
-           for path, text in files.items()}
+    new = {path: digest(text.encode("utf-8")) for path, text in files.items()}
     build.mkdir(parents=True, exist_ok=True)
     with open(__file__) as lock:
         with suppress(ImportError, OSError):  # two runs at once take turns
@@ -355,27 +339,30 @@ def write(files: dict[str, str], build: Path = BUILD, force: bool = False) -> li
         for temporary in build.rglob(OURS + "-*.tmp"):
             temporary.unlink()  # a killed run left it
         known = read_manifest(build)
-        both = {path: known.get(path, []) + new.get(path, [])
-                for path in known.keys() | new.keys()}
-        found = {path: sha256((build / path).read_bytes()).hexdigest()
-                 for path in sorted(both) if (build / path).is_file()}
-        lost = [path for path in found if found[path] not in both[path]]
+        found = {path: digest((build / path).read_bytes())
+                 for path in sorted({*known, *new}) if (build / path).is_file()}
+        lost = [path for path in found
+                if found[path] not in [*known.get(path, []), new.get(path)]]
         if lost and not force:
-            raise TangleError((0, refusal(lost, known, build)))
+            why = {True: "changed by hand", False: "not written by tangle.py"}
+            raise TangleError((0, "\n".join([
+                "nothing was written, because this would be lost:",
+                *(f"  {os.path.relpath(build / x)}: {why[x in known]}" for x in lost),
+                "Move a change into the book (`tangle.py where FILE:LINE` finds the place)",
+                "and delete the file; or --force discards what is listed."])))
         gone = [path for path in found if path not in new]
-        stale = [path for path in new if found.get(path) not in new[path]]
-        if gone or stale:
-            replace_file(build / MANIFEST, json.dumps(both, indent=1))
+        stale = [path for path in new if found.get(path) != new[path]]
         for path in gone:
             (build / path).unlink()
         for path in known.keys() - new.keys():
             with suppress(OSError):  # up to one that is not empty, as build/ never is
                 os.removedirs((build / path).parent)
+        if gone or any(new[path] not in known.get(path, []) for path in new):
+            both = {path: [*{new[path], found.get(path, new[path])}] for path in new}
+            replace_file(build / MANIFEST, json.dumps(both, indent=1))
         for path in stale:
             (build / path).parent.mkdir(parents=True, exist_ok=True)
             replace_file(build / path, files[path])
-        if gone or stale or known != new:
-            replace_file(build / MANIFEST, json.dumps(new, indent=1))
     return gone + stale
 
 
@@ -389,14 +376,8 @@ def read_manifest(build: Path) -> dict[str, list[str]]:
     return known
 
 
-def refusal(lost: list[str], known: Collection[str], build: Path) -> str:
-    """Why nothing was written, and what to do about it."""
-    why = {path: "changed by hand" if path in known else "not written by tangle.py"
-           for path in lost}
-    return "\n".join(["nothing was written, because this would be lost:",
-        *(f"  {os.path.relpath(build / path)}: {why[path]}" for path in lost),
-        "Move a change into the book (`tangle.py where FILE:LINE` finds the place) and",
-        "delete the file; or run again with --force, which discards what is listed."])
+def digest(data: bytes) -> str:
+    return sha256(data).hexdigest()
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -438,8 +419,7 @@ def command_where(args: argparse.Namespace, text: str, files: Files) -> int:
     file, _, digits = args.place.rpartition(":")
     if file != args.document.name and Path(file).resolve() != args.document.resolve():
         line = locate(files, file, int(digits), args.build)
-        name = f"⟨{line.block.name}⟩" if line.block.kind == "chunk" else line.block.name
-        print(f"{args.document.name}:{line.number} {name}")
+        print(f"{args.document.name}:{line.number} {line.block.label()}")
         return 0
     places = [f"{args.build.name}/{path}:{n}" for path, lines in files.items()
               for n, line in enumerate(lines, 1) if line.number == int(digits)]

@@ -111,7 +111,7 @@ def make(text: str) -> str:
         used_in = f": {', '.join(map(refer, uses))}" if uses else ""
         lines.append(f"- `{name}` {refer(block)}{used_in}")
     body = "\n".join(lines)
-    targets = [f"{refer(block)}: {tangle.DOCUMENT.name}#{tangle.anchor(block)}"
+    targets = [f"{refer(block)}: {tangle.DOCUMENT.name}#{block.anchor()}"
                for block in sorted(blocks, key=refer) if refer(block) in body]
     return "\n".join([body, "", *targets, ""])
 

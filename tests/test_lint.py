@@ -12,7 +12,7 @@ import tangle
 TEXT = book.BOOK.read_text(encoding="utf-8")
 INDEX = index.make(TEXT)
 CHUNK = """
-<a id="chunk-x"></a><sub>**⟨x⟩** · used in nothing</sub>
+<a id="c-x"></a><sub>**⟨x⟩** · used in nothing</sub>
 ```python {#x}
 a = 1
 ```
@@ -86,7 +86,7 @@ def test_a_live_link_is_left_alone(link):
 
 
 def test_a_link_of_the_index_to_a_chunk_that_has_gone_is_noticed():
-    assert broken(TEXT + "\n[gone]: #chunk-gone\n", lint.find_dead_links)
+    assert broken(TEXT + "\n[gone]: #c-gone\n", lint.find_dead_links)
 
 
 def test_a_heading_that_is_renamed_leaves_dead_links_behind():
@@ -99,7 +99,7 @@ def test_the_second_heading_of_a_name_has_a_number_as_on_github():
 
 
 def test_an_anchor_that_stands_twice_is_noticed():
-    anchor = f'<a id="chunk-{first_chunk().name}"></a>'
+    anchor = f'<a id="c-{first_chunk().name}"></a>'
     assert broken(changed(anchor, f"{anchor}\n\n{anchor}"), lint.find_doubled_anchors)
 
 

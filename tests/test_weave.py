@@ -55,7 +55,7 @@ It is 2.565<!-- value: log(13) -->.
 |---|---|
 | $`\\lvert x \\rvert`$ | 2 |
 
-<a id="file-a.py"></a><sub>**`a.py`**</sub>
+<a id="f-a.py"></a><sub>**`a.py`**</sub>
 ```python {file=a.py}
 def f(x):
     <<body>>
@@ -180,7 +180,7 @@ def test_a_small_page_is_well_formed_and_has_no_dead_link(small):
     page = Page(small)
     assert len(set(page.ids)) == len(page.ids)
     assert {link[1:] for link in page.links if link[0] == "#"} <= set(page.ids) | {
-        "chunk-deep"}
+        "c-deep"}
     assert "../LICENSE" in page.links and "https://example.org" in page.links
 
 
@@ -190,9 +190,9 @@ def test_formulas_become_mathml(small):
 
 
 def test_references_unfold_in_place(small):
-    code = small[small.index('id="file-a.py"'):]
+    code = small[small.index('id="f-a.py"'):]
     assert code.count("<details") == 2                  # the body, and the deep in it
-    assert '<summary>⟨<a href="#chunk-body">body</a>⟩</summary>' in code
+    assert '<summary>⟨<a href="#c-body">body</a>⟩</summary>' in code
     plain = re.sub(r"<summary>.*?</summary>|<[^>]+>", "", code.split("<h2")[0])
     assert "def f(x):\nif x &lt; 1:\n" in plain.replace("\n\n", "\n")
     assert "&lt;&lt;" not in code
@@ -245,7 +245,7 @@ def test_the_contents_name_every_chapter(whole):
 
 def test_the_index_is_in_the_page(whole):
     part = whole[whole.index('id="appendix-d-index"'):whole.index('id="appendix-e-the')]
-    assert part.count("<li>") > 300 and 'href="#chunk-layer-norm"' in part
+    assert part.count("<li>") > 300 and 'href="#c-layer-norm"' in part
 
 
 def test_nothing_of_the_markdown_is_left_over(whole):
@@ -253,7 +253,7 @@ def test_nothing_of_the_markdown_is_left_over(whole):
     assert "$`" not in text and "```" not in text and "](" not in text
     for block in tangle.read_blocks(BOOK.read_text(encoding="utf-8"))[0]:
         if block.kind == "chunk":
-            assert f'<a href="#chunk-{block.name}">' in whole, block.name
+            assert f'<a href="#c-{block.name}">' in whole, block.name
 
 
 # In a browser
