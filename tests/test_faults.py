@@ -16,7 +16,7 @@ from simple_llm import checkpoint
 from simple_llm.checkpoint import UserError
 from simple_llm.corpus import read_text
 from simple_llm.layers import CrossEntropy, softmax
-from simple_llm.model import SimpleLLM
+from simple_llm.model import Config, SimpleLLM
 from simple_llm.resume import CHECKPOINT, read_checkpoint
 from simple_llm.tokenizer import Tokenizer
 from test_resume import assert_refused, run
@@ -193,7 +193,117 @@ def test_a_file_in_the_place_of_the_checkpoint_is_refused(tmp_path):
     assert_refused(run("train", "--resume", *SHORT, cwd=home), "cannot read")
 
 
+# Two trainings, and one that was killed
+
+
+def test_a_second_training_in_the_same_directory_is_refused_and_the_first_goes_on(
+        tmp_path, quick):
+    model = make_home(tmp_path / "home") / "model"
+    model.mkdir()
+    stale, own = model / ".model.safetensors.99.tmp", model / ".notes.tmp"
+    stale.touch()
+    own.touch()
+    process = training(model.parent, QUICK)
+    assert not stale.exists() and own.exists()             # a killed run left it
+    process.send_signal(signal.SIGSTOP)
+    stale.touch()                                          # now it may be the first's
+    for resume in ((), ("--resume",)):
+        done = run("train", *QUICK, *resume, cwd=model.parent)
+        assert_refused(done, "another training is at work in model")
+        assert not done.stdout and stale.exists()
+        assert not (model / f"old-{CHECKPOINT}").exists()
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and result(model.parent) == quick
+    finish(start(model.parent, ()))
+    assert not stale.exists()
+
+
+def test_the_lock_falls_with_its_owner_even_while_a_helper_still_lives(tmp_path, quick):
+    process = training(make_home(tmp_path / "home"), QUICK)
+    helper = int(helpers_of(process)[0])
+    os.kill(helper, signal.SIGSTOP)                        # it cannot notice what happens
+    try:
+        process.kill()
+        process.wait(timeout=20)
+        finish(start(tmp_path / "home", ()))
+    finally:
+        os.kill(helper, signal.SIGKILL)
+    assert result(tmp_path / "home") == quick
+
+
+FAKE_MPI = """
+import os
+class COMM_WORLD:
+    rank, size = 0, 2
+    def Abort(status):
+        os._exit(40 + status)
+class MPI:
+    COMM_WORLD, IN_PLACE = COMM_WORLD, None
+"""
+
+
+def test_a_process_of_mpiexec_that_fails_ends_them_all(tmp_path):
+    """Or they would wait for its gradient for ever."""
+    (tmp_path / "mpi4py.py").write_text(FAKE_MPI)
+    for size, status in ((1, 1), (2, 41)):
+        env = {**ENV, "PYTHONPATH": f"{ENV['PYTHONPATH']}{os.pathsep}{tmp_path}",
+               "PMI_RANK": "0", "PMI_SIZE": str(size)}
+        done = subprocess.run([sys.executable, "-m", "simple_llm", "info", "nowhere"],
+                              env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status and "cannot read nowhere" in done.stderr
+
+
+# Sizes
+
+
+SMALL = {"vocab_size": 9, "context_length": 8, "d_model": 8, "n_layers": 1, "n_heads": 2}
+
+
+@pytest.mark.parametrize("sizes", [
+    {"d_model": 10**9}, {"n_layers": 10**9}, {"context_length": 10**7},
+    {"vocab_size": 10**15}], ids=str)
+def test_sizes_beyond_the_memory_are_refused_by_arithmetic(sizes):
+    SimpleLLM.check_memory(Config(**SMALL), 12)
+    with pytest.raises(UserError, match=" GB of memory"):
+        SimpleLLM.check_memory(Config(**{**SMALL, **sizes}), 12)
+
+
+@pytest.mark.parametrize("options", [("--width", 10**9), ("--batch-size", 10**12)])
+def test_sizes_beyond_the_memory_are_refused_on_the_command_line(tmp_path, options):
+    done = run("train", *SHORT, *options, cwd=make_home(tmp_path / "home"))
+    assert_refused(done, " GB of memory")
+    assert not (tmp_path / "home" / "model").exists()
+
+
+def test_a_thousand_million_helpers_are_a_wrong_option(tmp_path):
+    done = run("train", *SHORT, "--workers", 10**9, cwd=make_home(tmp_path / "home"))
+    assert done.returncode == 2 and "1 to 1000" in done.stderr
+
+
 # Terminals and pipes
+
+
+def test_closed_descriptors_are_no_error(tmp_path):
+    home = make_home(tmp_path / "home")
+    for closed, command in ((">&-", ("train", *SHORT)), ("2>&-", ("train", *SHORT)),
+                            ("<&-", ("chat",)), ("<&-", ("tokenize",))):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "simple_llm",
+             *command], cwd=home, env=ENV, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (closed, done.stderr)
+        assert "Traceback" not in done.stderr
+    torture.check_directory(home)
+
+
+def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path):
+    (tmp_path / "numpy.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)")
+    env = {**ENV, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}"}
+    for module in ("simple_llm", "simple_llm.train"):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], env=env,
+                              capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_reader_that_leaves_costs_nothing_of_the_run(tmp_path, quick):
@@ -273,6 +383,21 @@ def test_a_long_text_is_encoded_in_parts_that_give_the_same_ids():
             tokenizer = Tokenizer.from_text(text, kind)
             assert [id for part in parts(text, size) for id in tokenizer.encode(part)] == (
                 tokenizer.encode(text))
+
+
+def test_who_waits_for_a_long_text_is_told_how_far_it_is(monkeypatch, capsys):
+    from simple_llm import corpus, tokenizer
+    whole = tokenizer.parts
+    monkeypatch.setattr(tokenizer, "parts", lambda text: whole(text, 999))
+    text = "a line of a long text\n" * 200
+    ids = corpus.encode_long(text, Tokenizer.from_text(text, "bpe", 300))
+    said = capsys.readouterr().err
+    for word in ("counted", "encoded"):
+        assert f" 23% of the text is {word}\n" in said
+        assert f"100% of the text is {word}\n" in said
+    monkeypatch.undo()
+    assert ids.tolist() == Tokenizer.from_text(text, "bpe", 300).encode(text)
+    assert not capsys.readouterr().err                     # a short one is not worth a word
 
 
 def test_the_text_is_read_in_memory_of_its_own_size(tmp_path):
