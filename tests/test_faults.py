@@ -219,17 +219,32 @@ def test_a_second_training_in_the_same_directory_is_refused_and_the_first_goes_o
     assert not stale.exists()
 
 
-def test_the_lock_falls_with_its_owner_even_while_a_helper_still_lives(tmp_path, quick):
-    process = training(make_home(tmp_path / "home"), QUICK)
-    helper = int(helpers_of(process)[0])
-    os.kill(helper, signal.SIGSTOP)                        # it cannot notice what happens
+FORKING = """
+import os, pathlib, time
+from simple_llm.resume import CHECKPOINT, Run
+run = Run.__new__(Run)
+run.path = pathlib.Path("model", CHECKPOINT)
+run.lock()
+if not os.fork():
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_the_lock_falls_with_its_owner_even_while_a_helper_still_lives(tmp_path):
+    home = make_home(tmp_path / "home")
+    (home / "model").mkdir()
+    owner = subprocess.Popen([sys.executable, "-c", FORKING], cwd=home, env=ENV,
+                             stdout=subprocess.PIPE, text=True)
+    helper = int(owner.stdout.readline())
     try:
-        process.kill()
-        process.wait(timeout=20)
-        finish(start(tmp_path / "home", ()))
+        assert_refused(run("train", *SHORT, cwd=home), "another training is at work")
+        owner.kill()
+        owner.wait()
+        assert run("train", *SHORT, cwd=home).returncode == 0
     finally:
         os.kill(helper, signal.SIGKILL)
-    assert result(tmp_path / "home") == quick
 
 
 FAKE_MPI = """
