@@ -95,6 +95,20 @@ def test_no_helper_is_left_when_a_training_is_stopped(tmp_path):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
 
 
+STOPPED = """
+import os, signal
+from simple_llm.model import Config, SimpleLLM
+from simple_llm.parallel import DataParallel
+with DataParallel(SimpleLLM(Config(9, 8, 8, 1, 2)), 2) as team:
+    os.kill(team.helpers[0].process.pid, signal.SIGSTOP)
+"""
+
+
+def test_a_helper_that_does_not_listen_is_ended_too():
+    """SIGTERM would wait, for it may meet the handler of the parent."""
+    assert not subprocess.run([sys.executable, "-c", STOPPED], env=ENV, timeout=20).returncode
+
+
 def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
     process = training(make_home(tmp_path / "home"), QUICK)
     children = helpers_of(process)

@@ -1,16 +1,18 @@
 """A run that was stopped goes on, and ends in the bytes of one that never was."""
-import os
 import random
 import signal
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 
 import torture
-from simple_llm.checkpoint import UserError, load_safetensors
-from simple_llm.resume import CHECKPOINT, read_checkpoint
+from simple_llm import resume
+from simple_llm.checkpoint import load_safetensors
+from simple_llm.corpus import StoryCorpus, World
+from simple_llm.model import Config, SimpleLLM
+from simple_llm.resume import CHECKPOINT, Run, read_checkpoint, write_checkpoint
+from simple_llm.train import Options
 from torture import ENV, RUNS, finish, make_home, reference, result, start
 
 SHORT = (*torture.TEXTS, "--workers", "1", "--epochs", "4")
@@ -50,7 +52,9 @@ def unfinished(tmp_path_factory):
     """A home with a training that was stopped by Ctrl-C."""
     home = tmp_path_factory.mktemp("unfinished") / "home"
     status, said = stopped(home, *LONG)
-    assert status == 130 and "stopped at step" in said and "--resume" in said
+    assert status == 130 and "--resume" in said
+    step = read_checkpoint(home / "model" / CHECKPOINT).step
+    assert f"stopped at step {step}, saved in model" in said
     return home
 
 
@@ -76,6 +80,47 @@ def test_ctrl_c_stops_in_the_middle_of_an_epoch_and_the_run_ends_in_the_same_byt
     said = finish(start(copy, ("--out", "model")))         # the options are known
     assert f"resumed at step {step} of " in said
     assert result(copy) == wanted
+
+
+def test_the_time_is_that_of_all_sittings(copy):
+    path = copy / "model" / CHECKPOINT
+    write_checkpoint(path, read_checkpoint(path)._replace(seconds=1000.0))
+    assert ", after 100" in finish(start(copy, ()))
+    assert 1000 < read_checkpoint(path).seconds < 1060
+
+
+def test_a_checkpoint_is_due_a_minute_after_the_last(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(resume.time, "perf_counter", lambda: clock[0])
+    corpus = StoryCorpus(World(), 4, 2, 4)
+    model = SimpleLLM(Config(corpus.tokenizer.vocab_size, 8, 8, 1, 2))
+    run = Run(model, corpus, Options(epochs=1), tmp_path / CHECKPOINT, {})
+    assert not run.is_due()
+    clock[0] += 61
+    assert run.is_due()
+    run.save()
+    assert not run.is_due()
+
+
+IMPATIENT = """
+import sys
+from simple_llm import resume
+from simple_llm.__main__ import main
+saves, write = [], resume.write_checkpoint
+resume.write_checkpoint = lambda *args: saves.append(write(*args))
+resume.Run.is_due = lambda self: sys.argv[-1] == "always"
+main(sys.argv[1:-1])
+print("saves:", len(saves))
+"""
+
+
+def test_a_checkpoint_is_written_when_it_is_due_and_at_each_evaluation(tmp_path):
+    home = make_home(tmp_path / "home")
+    for due, saves in (("always", 1 + 4 * 17), ("never", 1 + 6 + 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", IMPATIENT, "train", *SHORT, "--out", due, due],
+            cwd=home, env=ENV, capture_output=True, text=True, timeout=60)
+        assert f"saves: {saves}\n" in done.stdout, done.stderr
 
 
 def test_a_run_is_resumed_from_another_directory(copy, tmp_path):
