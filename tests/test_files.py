@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -85,7 +86,9 @@ DATA = struct.pack("<4f", 1, 2, 3, 4)
     {"x": entry(offsets=(0, 100))}, {"x": entry(offsets=(16, 24))},
     {"x": entry(offsets=(-8, 0))}, {"x": entry(offsets=(8, 0))},
     {"x": entry(offsets=(0, 4))}, {"x": entry(shape=(3,))}, {"x": entry(shape=(-2,))},
-    {"x": entry(shape=(-1, -2))}, {"x": entry(shape=(2.0,))},
+    {"x": entry(shape=(-1, -2))}, {"x": entry(shape=(2.0,))}, {"x": entry(shape=(-1,))},
+    {"x": entry(shape=(4,), offsets=(0.0, 16.0))}, {"x": entry(shape="")},
+    {"x": entry(shape=(-1,), offsets=(0, 16))}, {"x": entry(shape=(2,), offsets=(0, 16))},
     {"x": entry(shape=("2",))},
     {"x": entry(shape=(0, 2**70), offsets=(0, 0))}, {"x": entry(shape=(2**62, 4, 2))},
     {"x": entry(shape=[1] * 70 + [2])},
@@ -102,6 +105,21 @@ def test_a_header_that_makes_no_sense_is_refused_in_one_sentence(tmp_path, entri
     with pytest.raises(UserError, match="damaged") as caught:
         load_safetensors(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_type_that_is_not_supported_is_named(tmp_path):
+    path = make_file(tmp_path / "a", {"x": entry("F8_E5M2", (16,), (0, 16))}, DATA)
+    with pytest.raises(UserError, match="numbers of type F8_E5M2 are not supported"):
+        load_safetensors(path)
+
+
+def test_a_file_is_read_in_memory_of_twice_its_size(tmp_path):
+    save_safetensors(tmp_path / "a", {f"x{i}": np.ones(9999, np.float32) for i in range(50)})
+    tracemalloc.start()
+    arrays = load_safetensors(tmp_path / "a")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(arrays) == 50 and peak < 2.5 * (tmp_path / "a").stat().st_size
 
 
 def test_arrays_that_overlap_are_refused(tmp_path):
@@ -236,12 +254,20 @@ def test_a_config_that_makes_no_sense_is_refused_in_one_sentence(saved, change, 
 @pytest.mark.parametrize("change", [
     {"activation_function": "relu"}, {"layer_norm_epsilon": 1e-3},
     {"tie_word_embeddings": False}, {"scale_attn_by_inverse_layer_idx": True},
+    {"scale_attn_weights": False}, {"add_cross_attention": True},
 ], ids=str)
 def test_a_config_of_another_architecture_is_refused_rather_than_misread(saved, change):
     path = saved[1] / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError):
         SimpleLLM.from_pretrained(saved[1])
+
+
+def test_special_ids_that_are_no_numbers_count_as_missing(saved):
+    path = saved[1] / "config.json"
+    junk = {"pad_token_id": "0", "bos_token_id": 1.0, "eos_token_id": [2]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **junk}))
+    assert SimpleLLM.from_pretrained(saved[1]).config.special_ids == (None, None, None)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"null", b"[" * 100_000])

@@ -157,6 +157,7 @@ def test_a_header_length_of_gigabytes_reserves_no_gigabytes(tmp_path):
 
 @pytest.mark.parametrize("sizes", [
     {"n_embd": 2**31}, {"n_layer": 10**9}, {"vocab_size": 10**12}, {"n_positions": 10**9},
+    {"n_positions": 10_000},                               # of its mask, the square
 ], ids=str)
 def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(
         directory, tmp_path, sizes):

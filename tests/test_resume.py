@@ -1,4 +1,5 @@
 """A run that was stopped goes on, and ends in the bytes of one that never was."""
+import json
 import random
 import signal
 import subprocess
@@ -8,10 +9,11 @@ import pytest
 
 import torture
 from simple_llm import resume
-from simple_llm.checkpoint import load_safetensors
-from simple_llm.corpus import StoryCorpus, World
+from simple_llm.checkpoint import UserError, load_safetensors
+from simple_llm.corpus import StoryCorpus, TextCorpus, World
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.resume import CHECKPOINT, Run, read_checkpoint, write_checkpoint
+from simple_llm.tokenizer import Tokenizer
 from simple_llm.train import Options
 from torture import ENV, RUNS, finish, make_home, reference, result, start
 
@@ -92,9 +94,7 @@ def test_the_time_is_that_of_all_sittings(copy):
 def test_a_checkpoint_is_due_a_minute_after_the_last(tmp_path, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(resume.time, "perf_counter", lambda: clock[0])
-    corpus = StoryCorpus(World(), 4, 2, 4)
-    model = SimpleLLM(Config(corpus.tokenizer.vocab_size, 8, 8, 1, 2))
-    run = Run(model, corpus, Options(epochs=1), tmp_path / CHECKPOINT, {})
+    run = make_run(tmp_path)
     assert not run.is_due()
     clock[0] += 61
     assert run.is_due()
@@ -151,6 +151,53 @@ def test_a_checkpoint_of_another_text_is_refused(copy):
     text = copy / "text.txt"
     text.write_text(text.read_text().replace("cat sat", "sat cat", 1))   # same length
     assert_refused(run("train", "--resume", *LONG, cwd=copy), "the corpus was a text of")
+
+
+def make_run(path, steps=2, habit=0.5):
+    corpus = StoryCorpus(World(habit=habit), 4, steps, 4)
+    model = SimpleLLM(Config(corpus.tokenizer.vocab_size, 8, 8, 1, 2))
+    return Run(model, corpus, Options(epochs=1), path / CHECKPOINT, {})
+
+
+def test_what_no_option_sets_must_be_the_same_too(tmp_path, monkeypatch):
+    """Another world, another length of epoch, another number of processes."""
+    run = make_run(tmp_path)
+    run.save()
+    found = read_checkpoint(run.path)
+    run.restore(found)
+    others = [(make_run(tmp_path, steps=3), "steps in an epoch was 2 and is now 3"),
+              (make_run(tmp_path, habit=0.4), "the corpus was stories")]
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "3")
+    others.append((make_run(tmp_path), "processes of MPI was 1 and is now 3"))
+    for other, says in others:
+        with pytest.raises(UserError, match=says):
+            other.restore(found)
+    with pytest.raises(UserError, match="flavour was sweet and is now None"):
+        run.restore(found._replace(plan={**found.plan, "flavour": "sweet"}))
+
+
+def test_two_texts_with_the_same_ids_are_two_texts():
+    """Their ids mean other characters."""
+    texts = ["abab" * 50, "acac" * 50]
+    marks = [resume.fingerprint(TextCorpus(text, Tokenizer.from_text(text, "char"), 8))
+             for text in texts]
+    assert marks[0] != marks[1]
+
+
+@pytest.mark.parametrize("metadata", [
+    None, [], "x", {}, {"sha256": 5}, {"sha256": "0", "run": 5}, "right"], ids=str)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, metadata):
+    texts = ["{}", "[]", "5", "{", "[" * 100_000, '{"step": 1, "arrays": 2}']
+    for text in texts if metadata == "right" else [""]:
+        if metadata == "right":
+            made = {"run": text, "sha256": resume.digest(text, {})}
+        else:
+            made = metadata
+        header = json.dumps({} if made is None else {"__metadata__": made}).encode()
+        (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(UserError, match="is damaged, or no checkpoint"):
+            read_checkpoint(tmp_path / "a")
 
 
 def test_with_nothing_to_resume_the_training_begins_with_a_note(tmp_path):
