@@ -56,7 +56,8 @@ def test_temperature_zero_is_greedy():
 
 def test_a_tiny_temperature_is_greedy_and_finite():
     for temperature in (1e-6, 1e-300, 5e-324):
-        p = next_token_probabilities(LOGITS * 1000, temperature)
+        with np.errstate(over="raise"):
+            p = next_token_probabilities(LOGITS * 1000, temperature)
         assert p.tolist() == [0, 0, 0, 1, 0, 0, 0]
 
 
@@ -87,6 +88,15 @@ def test_top_k_keeps_the_k_likeliest_in_proportion(k):
 def test_top_k_beyond_the_vocabulary_changes_nothing():
     p = next_token_probabilities(LOGITS, top_k=100)
     np.testing.assert_allclose(p, next_token_probabilities(LOGITS), rtol=1e-14)
+
+
+def test_top_k_of_nothing_keeps_one():
+    assert next_token_probabilities(LOGITS, top_k=0).tolist() == [0, 0, 0, 1, 0, 0, 0]
+
+
+def test_the_sum_is_exact_though_the_logits_are_float32():
+    p = next_token_probabilities(np.linspace(0, 9, 50_257, dtype=np.float32))
+    assert p.dtype == np.float64 and p.sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_top_k_keeps_no_more_than_k_of_equals():

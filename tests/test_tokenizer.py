@@ -166,8 +166,9 @@ def test_tokenizer_config_names_the_class_and_the_special_tokens(tmp_path):
     lambda whole: whole["model"]["vocab"].update(extra=99),
     lambda whole: whole["model"]["vocab"].update(extra="four"),
     lambda whole: whole["model"]["vocab"].update({"<pad>": 1, "<bos>": 0}),
+    lambda whole: whole["model"].update(type="WordPiece"),
 ], ids=["no model", "null model", "null split", "list", "short", "gap", "words",
-        "swapped"])
+        "swapped", "other kind"])
 def test_another_programs_tokenizer_is_refused_in_one_sentence(change, tmp_path):
     Tokenizer.from_text("a b").save(tmp_path)
     path = tmp_path / "tokenizer.json"

@@ -23,7 +23,7 @@ from simple_llm.optimizer import SGD, AdamW, clip_gradients, learning_rate
 from simple_llm.parallel import DataParallel
 from simple_llm.tokenizer import Tokenizer
 from simple_llm.train import (
-    Options, attention_to_self, evaluate, evaluate_stories, train,
+    Options, Score, attention_to_self, evaluate, evaluate_stories, train,
 )
 
 BUILD = Path(simple_llm.__file__).parent.parent
@@ -474,6 +474,22 @@ def test_training_stops_before_it_reports_a_score_that_is_no_number():
     with pytest.raises(UserError, match="--learning-rate"):
         train(model, corpus, options, moments.append)
     assert all(math.isfinite(m.score.loss) for m in moments if m.score)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_score_or_a_loss_that_is_no_number_stops_the_training(bad, monkeypatch):
+    corpus, moments = text_corpus(), []
+    model = make_model(np.float32, V=corpus.tokenizer.vocab_size)
+    options = Options(epochs=30, workers=1)
+    scores = iter([1.0, 2.0, bad])
+    with monkeypatch.context() as patch:
+        patch.setattr("simple_llm.train.evaluate", lambda *_: Score(next(scores), None, None))
+        with pytest.raises(UserError, match=f"the held-out loss is {bad}"):
+            train(model, corpus, options, moments.append)
+    assert [m.score.loss for m in moments if m.score] == [1.0, 2.0]
+    monkeypatch.setattr(DataParallel, "loss_and_gradient", lambda *_: bad)
+    with pytest.raises(UserError, match=f"at step 1: the loss is {bad}"):
+        train(model, corpus, options, moments.append)
 
 
 # The score
