@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import stat
 import struct
 import tracemalloc
 
@@ -385,6 +386,35 @@ def test_the_old_file_stands_whole_until_the_new_one_does(tmp_path, monkeypatch)
     write_atomically(path, b"new")
     assert seen == [(b"old", b"new")]
     assert path.read_bytes() == b"new"
+
+
+def test_the_bytes_reach_the_disk_before_the_new_name_does_and_that_does_too(
+        tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(file):
+        status = os.fstat(file)
+        events.append("directory" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        fsync(file)
+
+    def noted_replace(source, target):
+        events.append(source.name)
+        replace(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", noted_fsync)
+    monkeypatch.setattr(checkpoint.os, "replace", noted_replace)
+    write_atomically(tmp_path / "file", b"new")
+    assert events == [3, f".file.{os.getpid()}.tmp", "directory"]
+
+
+def test_a_system_that_opens_no_directories_is_no_obstacle(tmp_path, monkeypatch):
+    def fail(*args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoint.os, "open", fail)
+    write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_a_directory_that_is_not_there_is_said_in_one_clause(tmp_path):
