@@ -68,7 +68,7 @@ tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
 bench: build  ## how fast is it on this machine? (ARGS=--json for machines)
-	@$(RUN).bench $(ARGS)
+	@$(PYTHON) tests/bench.py $(ARGS)
 
 # PyTorch and transformers are wanted for comparisons alone, in an environment apart.
 $(TORCH)/.ready: requirements-torch.txt setup.sh
@@ -76,7 +76,7 @@ $(TORCH)/.ready: requirements-torch.txt setup.sh
 	@touch $@
 
 bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
-	@$(TORCH)/bin/python tests/bench_torch.py
+	@$(TORCH)/bin/python tests/bench_torch.py $(if $(TEXT),text $(TEXT))
 
 bench-bpe: build $(TORCH)/.ready  ## time byte-pair training beside others (MINBPE=a copy of minbpe)
 	@MINBPE='$(MINBPE)' $(TORCH)/bin/python tests/bench_bpe.py $(ARGS)
@@ -139,7 +139,7 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
 	@cp model/config.json model/model.safetensors model/tokenizer*.json tests/trained/
-	@$(RUN).bench figures figures
+	@$(PYTHON) tests/bench.py figures figures
 	@$(RUN).inside model figures
 	@$(PYTHON) tests/book.py seal
 	@$(PYTHON) tangle.py captions

@@ -293,21 +293,17 @@ SMALL = {"vocab_size": 9, "context_length": 8, "d_model": 8, "n_layers": 1, "n_h
     {"d_model": 10**9}, {"n_layers": 10**9}, {"context_length": 10**7},
     {"vocab_size": 10**15}], ids=str)
 def test_sizes_beyond_the_memory_are_refused_by_arithmetic(sizes):
-    SimpleLLM.check_memory(Config(**SMALL), 12)
+    SimpleLLM.check_memory(Config(**SMALL), 12, 2)
     with pytest.raises(UserError, match=" GB of memory"):
-        SimpleLLM.check_memory(Config(**{**SMALL, **sizes}), 12)
+        SimpleLLM.check_memory(Config(**{**SMALL, **sizes}), 12, 2)
 
 
-@pytest.mark.parametrize("options", [("--width", 10**9), ("--batch-size", 10**12)])
+@pytest.mark.parametrize("options", [
+    ("--width", 10**9), ("--batch-size", 10**12), ("--workers", 10**9)])
 def test_sizes_beyond_the_memory_are_refused_on_the_command_line(tmp_path, options):
     done = run("train", *SHORT, *options, cwd=make_home(tmp_path / "home"))
     assert_refused(done, " GB of memory")
     assert not (tmp_path / "home" / "model").exists()
-
-
-def test_a_thousand_million_helpers_are_a_wrong_option(tmp_path):
-    done = run("train", *SHORT, "--workers", 10**9, cwd=make_home(tmp_path / "home"))
-    assert done.returncode == 2 and "1 to 1000" in done.stderr
 
 
 # Terminals and pipes
@@ -326,8 +322,7 @@ def test_closed_descriptors_are_no_error(tmp_path):
 
 
 def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path):
-    (tmp_path / "numpy.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)")
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
     env = {**ENV, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}"}
     for module in ("simple_llm", "simple_llm.train"):
         done = subprocess.run([sys.executable, "-m", module, "--help"], env=env,
@@ -405,6 +400,7 @@ def test_odd_text_is_learned_and_written(tmp_path, text):
 
 def test_a_long_text_is_encoded_in_parts_that_give_the_same_ids():
     from simple_llm.tokenizer import parts
+    assert len([*parts("a line\n" * 10**6)]) == 2           # 7 MB
     text = "one two,\n\n  three\nfour 'tis\n" * 40 + "no end"
     for size in (1, 7, 50, 10_000):
         assert "".join(parts(text, size)) == text
