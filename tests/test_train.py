@@ -483,7 +483,7 @@ def test_a_score_or_a_loss_that_is_no_number_stops_the_training(bad, monkeypatch
     options = Options(epochs=30, workers=1)
     scores = iter([1.0, 2.0, bad])
     with monkeypatch.context() as patch:
-        patch.setattr("simple_llm.train.evaluate", lambda *_: Score(next(scores), None, None))
+        patch.setattr("simple_llm.train.evaluate", lambda *_, **__: Score(next(scores), None, None))
         with pytest.raises(UserError, match=f"the held-out loss is {bad}"):
             train(model, corpus, options, moments.append)
     assert [m.score.loss for m in moments if m.score] == [1.0, 2.0]
