@@ -68,7 +68,7 @@ tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
 bench: build  ## how fast is it on this machine? (ARGS=--json for machines)
-	@$(RUN).bench $(ARGS)
+	@$(PYTHON) tests/bench.py $(ARGS)
 
 # PyTorch and transformers are wanted for comparisons alone, in an environment apart.
 $(TORCH)/.ready: requirements-torch.txt setup.sh
@@ -139,8 +139,8 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
 	@cp model/config.json model/model.safetensors model/tokenizer*.json tests/trained/
-	@$(RUN).bench figures figures
-	@$(RUN).inside model figures
+	@$(PYTHON) tests/bench.py figures figures
+	@$(PYTHON) tests/figures.py model figures
 	@$(PYTHON) tests/book.py seal
 	@$(PYTHON) tangle.py captions
 	@$(PYTHON) tests/index.py

@@ -8,10 +8,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from figures import EXAMPLE, draw_all, kind_of
 from simple_llm import inside
 from simple_llm.corpus import StoryCorpus, World
 from simple_llm.inside import (
-    EXAMPLE, ablate, attention_map, draw_all, induction_scores, logit_lens,
+    ablate, attention_map, induction_scores, logit_lens,
     look_inside, page, principal_components, similarity_by_distance, three_looks,
     without_head,
 )
@@ -107,10 +108,7 @@ def test_a_head_comes_back_when_the_experiment_is_over(model):
 def test_people_places_and_things_lie_in_groups_of_their_own(model, corpus):
     tokens = corpus.tokenizer.tokens[4:]
     points = principal_components(model.tokens.weight.data[4:])
-    world = World()
-    kinds = np.array([next((kind for kind, words in {
-        "person": world.people, "place": world.places, "thing": world.things}.items()
-        if token in words), "other") for token in tokens])
+    kinds = np.array([kind_of(token, World()) for token in tokens])
     centres = {k: points[kinds == k].mean(axis=0) for k in ("person", "place", "thing")}
     for kind, centre in centres.items():
         spread = np.linalg.norm(points[kinds == kind] - centre, axis=1).max()
