@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "build"))
 import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
 import numpy as np  # noqa: E402
 
-from simple_llm.figures import Chart  # noqa: E402
+from chart import Chart  # noqa: E402
 from simple_llm.layers import (  # noqa: E402
     GELU, Array, CausalSelfAttention, Embedding, Layer, LayerNorm,
 )
@@ -145,7 +145,7 @@ def draw_roofline(path: Path) -> None:
         chart.text(chart.left - 8, chart.y(tick) + 4, f"{tick}", anchor="end")
     for name, (job, count, size) in jobs().items():
         x, y = place(count / size, count / best_time(job, 50) / 1e9)
-        chart.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#1f5fa8"/>')
+        chart.dot(x, y, "#1f5fa8")
         chart.text(x + 8, y + 4, name)
     chart.save(path)
 

@@ -15,7 +15,7 @@ import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS 
 import numpy as np  # noqa: E402
 
 from simple_llm.corpus import StoryCorpus, World  # noqa: E402
-from simple_llm.figures import Chart  # noqa: E402
+from chart import Chart  # noqa: E402
 from simple_llm.inside import (  # noqa: E402
     ablate, logit_lens, look_inside, principal_components, similarity_by_distance,
     three_looks,
@@ -85,8 +85,7 @@ def draw_embeddings(path: Path, model: SimpleLLM, tokens: Sequence[str]) -> None
     for token, point in zip(tokens[4:], (points - low) / (high - low)):
         color = KINDS[kind_of(token, World())]
         x, y = chart.x(point[0]), chart.y(point[1])
-        chart.parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
+        chart.dot(x, y, color)
         chart.text(x + 7, y + 4, token, color)
     for i, (kind, color) in enumerate(KINDS.items()):
         chart.text(chart.x(1.18), chart.top + 18 * i, f"• {kind}", color)
