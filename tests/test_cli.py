@@ -560,6 +560,18 @@ def test_tokenize_shows_words_and_what_is_unknown(world):
     assert done.returncode == 0 and "<unk>" in done.stdout and "mars" in done.stderr
 
 
+def test_inspect_shows_white_space(bpe):
+    assert run("inspect", "the mat", cwd=bpe).returncode == 0
+    assert ">·" in (bpe / "inspect.html").read_text(encoding="utf-8")
+
+
+def test_what_is_printed_while_training_has_no_control_characters(bpe, tmp_path):
+    done = run("train", "--corpus", bpe / "text.txt", "--tokenizer", "bpe",
+               "--vocab-size", 270, *TINY, cwd=tmp_path)
+    samples = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    assert len(samples) >= 2 and all(line.isprintable() for line in samples)
+
+
 def test_tokenize_of_nothing_shows_nothing(bpe):
     assert run("tokenize", "", cwd=bpe).stdout.startswith("0 tokens")
 
