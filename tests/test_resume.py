@@ -215,6 +215,16 @@ def test_a_finished_training_says_so_and_leaves_the_same_files(tmp_path):
     assert result(tmp_path / "home") == wanted
 
 
+def test_a_finished_or_a_damaged_checkpoint_is_no_hindrance_to_a_new_run(tmp_path):
+    wanted = reference(tmp_path / "home", SHORT)
+    path = tmp_path / "home" / "model" / CHECKPOINT
+    for data in (path.read_bytes(), b"junk"):
+        path.write_bytes(data)
+        done = run("train", *SHORT, cwd=tmp_path / "home")
+        assert done.returncode == 0 and "note:" not in done.stderr
+        assert result(tmp_path / "home") == wanted
+
+
 def test_an_unfinished_run_is_moved_aside_and_not_overwritten(copy):
     before = (copy / "model" / CHECKPOINT).read_bytes()
     done = run("train", *SHORT, cwd=copy)
