@@ -215,6 +215,15 @@ def test_a_finished_training_says_so_and_leaves_the_same_files(tmp_path):
     assert result(tmp_path / "home") == wanted
 
 
+def test_a_run_that_is_killed_after_its_first_evaluation_tells_of_it_once(tmp_path):
+    wanted = reference(tmp_path / "alone", SHORT)
+    home = make_home(tmp_path / "killed")
+    start(home, SHORT, torture.POINTS).communicate(timeout=60)
+    assert read_checkpoint(home / "model" / CHECKPOINT).step == 0
+    finish(start(home, ()))
+    assert result(home) == wanted
+
+
 def test_a_finished_or_a_damaged_checkpoint_is_no_hindrance_to_a_new_run(tmp_path):
     wanted = reference(tmp_path / "home", SHORT)
     path = tmp_path / "home" / "model" / CHECKPOINT

@@ -217,6 +217,14 @@ def test_dropout_depends_on_run_step_and_worker_and_on_nothing_else():
     assert losses == [loss_with_dropout(numbers) for numbers in dice]
 
 
+def test_each_worker_drops_something_else():
+    ids = np.array([[1, 2, 3, 4]] * 2)                     # the same row for both
+    with DataParallel(make_model(dropout=0.5), 2) as team:
+        team.loss_and_gradient(ids, ids)
+        both, theirs = team.model.grad, team.helpers[0].grad
+        assert not np.allclose(both, 2 * theirs)
+
+
 def test_an_error_in_a_helper_is_raised():
     ids, targets = np.zeros((4, 6), int), np.zeros((4, 6), int)
     ids[3] = 99                                # in the second share only
