@@ -100,7 +100,9 @@ import os, signal
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.parallel import DataParallel
 with DataParallel(SimpleLLM(Config(9, 8, 8, 1, 2)), 2) as team:
-    os.kill(team.helpers[0].process.pid, signal.SIGSTOP)
+    helper = team.helpers[0].process.pid
+    os.kill(helper, signal.SIGSTOP)
+    os.waitpid(helper, os.WUNTRACED)
 """
 
 

@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -39,7 +40,8 @@ def stopped(home, *arguments, sent=signal.SIGINT):
     """A training that was stopped in the middle, in home/model."""
     process = start(make_home(home), arguments)
     for line in process.stdout:
-        if line.startswith("epoch"):
+        if line.startswith("epoch"):           # an evaluation; some steps later, then
+            time.sleep(0.02)
             process.send_signal(sent)
             break
     said, _ = process.communicate(timeout=60)
