@@ -298,6 +298,8 @@ def test_sizes_beyond_the_memory_are_refused_by_arithmetic(sizes):
     SimpleLLM.check_memory(Config(**SMALL), 12, 2)
     with pytest.raises(UserError, match=" GB of memory"):
         SimpleLLM.check_memory(Config(**{**SMALL, **sizes}), 12, 2)
+    with pytest.raises(UserError, match="and 100000 workers need"):
+        SimpleLLM.check_memory(Config(**SMALL), 12, 10**5)
 
 
 @pytest.mark.parametrize("options", [

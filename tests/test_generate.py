@@ -61,6 +61,12 @@ def test_a_tiny_temperature_is_greedy_and_finite():
         assert p.tolist() == [0, 0, 0, 1, 0, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_huge_logits_at_a_tiny_temperature_are_greedy():
+    p = next_token_probabilities(LOGITS * 1e12, 1e-300)
+    assert p.tolist() == [0, 0, 0, 1, 0, 0, 0]
+
+
 def test_a_huge_temperature_makes_all_equal():
     p = next_token_probabilities(LOGITS[:5], 1e6)
     np.testing.assert_allclose(p, 0.2, rtol=1e-5)
