@@ -13,6 +13,7 @@ from typing import Iterator
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "build")]
 
+import claims  # noqa: E402
 import tangle  # noqa: E402
 
 LONGEST_CHUNK, WIDEST_LINE, FEWEST_WORDS, MOST_KILOBYTES = 25, 88, 4.0, 445
@@ -25,8 +26,8 @@ Problem = tuple[int, str]
 class Book:
     """The text, and the same with all code blanked, line for line."""
 
-    def __init__(self, text: str, root: Path = ROOT) -> None:
-        self.text, self.root = text, root
+    def __init__(self, text: str, root: Path = ROOT, numbers: str = "") -> None:
+        self.text, self.root, self.numbers = text, root, numbers
         self.blocks, _ = tangle.read_blocks(text)
         self.tangled = [block for block in self.blocks if block.kind]
         lines = text.split("\n")
@@ -215,9 +216,18 @@ def find_too_many_bytes(book: Book) -> Iterator[Problem]:
         yield 0, f"the book has {size:.0f} KB: {MOST_KILOBYTES} is the limit"
 
 
+def find_unexplained_numbers(book: Book) -> Iterator[Problem]:
+    """Every number in a sentence stands in tests/numbers.txt, with what it comes from."""
+    for problem in claims.unexplained(book.text, book.numbers):
+        line = book.text.count("\n", 0, problem.place) + 1
+        yield ((0, f"tests/{claims.TABLE.name}:{problem.line}: {problem.message}")
+               if problem.line else (line, problem.message))
+
+
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
          find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
-         find_undefined_terms, find_too_few_words, find_too_many_bytes]
+         find_undefined_terms, find_too_few_words, find_too_many_bytes,
+         find_unexplained_numbers]
 
 
 def problems(book: Book) -> list[str]:
@@ -262,7 +272,8 @@ def table(book: Book) -> dict[str, str]:
 
 
 def main() -> int:
-    book = Book(tangle.read_document())
+    numbers = claims.TABLE.read_text(encoding="utf-8")
+    book = Book(tangle.read_document(), numbers=numbers)
     wrong = problems(book)
     for name, figure in table(book).items():
         print(f"{name:29}{figure}")
