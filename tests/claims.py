@@ -45,7 +45,7 @@ LARGE = (rf"(?:(?:an?|{SMALL})[\s-])?(?:(?:{'|'.join([*ONES[13:], *TENS])})(?:-{
 SHARE = rf"twice|thrice|half|(?:an?|{SMALL})[\s-](?:{'|'.join(SHARES)})s?"
 TIME = r"(?:(?:milli|micro)?second|minute|hour|day|week|year)"
 UNIT = rf"(?:times|percent|{TIME}s?|(?:kilo|mega|giga)?bytes?|parameters|operations|nats?)"
-CLAIM = re.compile(rf"{DIGITS}|\b(?:{LARGE}|{SHARE}|one(?:\s\w+)?\sin\s{SMALL}|{SMALL}(?=[\s-]{UNIT}\b)|"
+CLAIM = re.compile(rf"{DIGITS}|\b(?:{LARGE}|{SHARE}|one(?:\s\w+)?\sin\s{SMALL}|{SCALE}fold|{SMALL}(?=[\s-]{UNIT}\b)|"
                    rf"(?<=about )an?(?=\s{TIME}\b)|(?<=than )an?(?=\s{TIME}\b))\b", re.I)
 ANY = rf"(?:{DIGITS}|\b(?i:{LARGE}|{SHARE}|{SMALL}|{'|'.join(SHARES)}|an?)\b)"
 HIDDEN = re.compile(

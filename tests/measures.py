@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import random
 import re
 import sys
 import unicodedata
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
@@ -71,3 +74,15 @@ def parameters(vocabulary: int, context: int, width: int, blocks: int) -> int:
     """Of a model of these sizes, by the formula of exercise 8.4."""
     return ((vocabulary + context) * width + 2 * width
             + blocks * (12 * width * width + 13 * width))
+
+
+def config_fields() -> int:
+    """How many fields transformers writes into a GPT-2's config.json."""
+    with zipfile.ZipFile(Path(__file__).with_name("hf.zip")) as fixture:
+        return len(json.loads(fixture.read("float32/config.json")))
+
+
+def width_inside() -> int:
+    """How wide feed-forward makes the vectors of the small model."""
+    from simple_llm.model import Config, SimpleLLM
+    return SimpleLLM(Config(27, 73), seed=0).blocks[0].feed_forward.widen.weight.data.shape[1]
