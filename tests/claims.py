@@ -149,7 +149,8 @@ def unexplained(text: str, table: str) -> Iterator[Problem]:
     prose, covered = Prose(text), set()
     for entry in read_table(table)[0]:
         spans = [match.span() for match in prose.matches(entry)]
-        if not entry.origin or entry.origin == "given:":
+        if not entry.origin or entry.origin == "given:" or (
+                "{}" in entry.phrase and entry.origin.startswith("given")):
             yield Problem(0, f"nothing says where `{entry.phrase}` comes from", entry.line)
         elif not spans:
             where = f"chapter {entry.chapter}" if entry.chapter else "the book"
