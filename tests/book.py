@@ -17,7 +17,8 @@ sentences have none: numbers.txt says where they come from; see claims.py.)
                                        hash of command and output which `refresh` writes,
                                        tells whether somebody changed it by hand. With
                                        `check all` its numbers may differ by the tolerance
-    <!-- figure: COMMAND -->           above a picture: the command prints this SVG
+    <!-- figure: COMMAND ../figures --> above a picture, which the command draws (it is
+                                       given another directory, and the two are compared)
     <!-- long figure SEAL: COMMAND --> above a picture that took long: sealed, too
 
 A command runs in build/.
@@ -31,6 +32,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
@@ -118,6 +121,15 @@ def command_output(command: str) -> str:
     return done.stdout
 
 
+@lru_cache
+def drawings(command: str) -> dict[str, str]:
+    """The pictures that a command draws into figures/, by name; they go elsewhere."""
+    with tempfile.TemporaryDirectory() as directory:
+        command_output(command.replace("../figures", directory))
+        return {path.name: path.read_text(encoding="utf-8")
+                for path in Path(directory).iterdir()}
+
+
 def seal(*what: str) -> str:
     """A short hash, by which a change made by hand is noticed."""
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:8]
@@ -166,7 +178,7 @@ def stale(text: str, whole: str = "", table: str = "", run_all: bool = False) ->
     for match in FIGURE.finditer(text):
         path, command = ROOT / match["path"], match["command"]
         drawn = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if match["kind"] == "figure" and command_output(command) != drawn:
+        if match["kind"] == "figure" and drawings(command).get(path.name) != drawn:
             complain(match.start(), f"{match['path']} is not what `{command}` draws")
         elif match["kind"] != "figure" and match["seal"] is None:
             complain(match.start(), f"{NEVER} `{command}`: then `python tests/book.py seal`")
@@ -229,8 +241,8 @@ def refresh(text: str, word: str | None, table: str = "") -> str:
     text = OUTPUT.sub(renew, "\n".join(lines))
     for match in FIGURE.finditer(text):
         if match["kind"] == "figure":
-            drawn = command_output(match["command"])
-            (ROOT / match["path"]).write_text(drawn, encoding="utf-8")
+            path = ROOT / match["path"]
+            path.write_text(drawings(match["command"])[path.name], encoding="utf-8")
     for chapter, fresh in namespaces(text).items():     # the transcripts may be new ones
         names[chapter].update({name: fresh[name] for name in ("shown", "code", "said")})
     return renewed_numbers(text, table, names)[0]

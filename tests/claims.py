@@ -180,6 +180,13 @@ def slots(prose: Prose, entry: Entry) -> Iterator[Slot]:
             yield Slot(entry, start, end, match[n], code, tolerance.strip())
 
 
+def counts(text: str, table: str) -> tuple[int, int]:
+    """How many numbers of a book expressions give, and how many are given."""
+    prose = Prose(text)
+    computed = sum(1 for entry in read_table(table)[0] for _ in slots(prose, entry))
+    return computed, sum(1 for _ in prose.claims()) - computed
+
+
 def number(text: str) -> float:
     """What digits, or words, say."""
     if re.match(r"\d", text):

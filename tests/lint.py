@@ -242,6 +242,17 @@ def kinds_of_exercises(book: Book) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
+def bytes_of(book: Book) -> dict[str, int]:
+    """What the book's bytes are spent on."""
+    captions = re.findall(r"^<a id=.*</sub>$", book.prose(), re.M)
+    sizes = {"captions": sum(len(line.encode()) + 1 for line in captions)}
+    for block in book.blocks:
+        kind = "code" if block.kind else "shown"
+        size = sum(len(line.encode()) + 1 for line in block.body) + len("```\n```python\n")
+        sizes[kind] = sizes.get(kind, 0) + size
+    return {"prose": len(book.text.encode()) - sum(sizes.values()), **sizes}
+
+
 def table(book: Book) -> dict[str, str]:
     """The figures of the whole book."""
     chunks = [block for block in book.tangled if block.kind == "chunk"]
@@ -251,6 +262,8 @@ def table(book: Book) -> dict[str, str]:
     exercises = kinds_of_exercises(book)
     kinds = ", ".join(f"{count} {kind}" for kind, count in exercises.items())
     languages = [block.language for block in book.blocks]
+    computed, given = claims.counts(book.text, book.numbers)
+    parts = ", ".join(f"{size / 1000:.0f} {kind}" for kind, size in bytes_of(book).items())
     return {
         "chapters": str(len(re.findall(r"^## \d+\. ", prose, re.M))),
         "words of prose": f"{words:,}",
@@ -265,9 +278,9 @@ def table(book: Book) -> dict[str, str]:
                      "the text",
         "sessions": str(languages.count("pycon")),
         "outputs": str(len(re.findall(r"^<!-- (?:output|long)\b", prose, re.M))),
-        "numbers checked in the text": str(prose.count("<!-- value: ")),
+        "numbers in sentences": f"{computed} computed, {given} given or names",
         "links": str(len(find_links(book))),
-        "size": f"{len(book.text.encode()) / 1000:.0f} KB of {MOST_KILOBYTES}",
+        "size": f"{len(book.text.encode()) / 1000:.0f} KB of {MOST_KILOBYTES}: {parts}",
     }
 
 

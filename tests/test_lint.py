@@ -76,6 +76,12 @@ def test_a_chunk_that_nothing_uses_is_noticed():
         "nothing uses the chunk ⟨x⟩"]
 
 
+def test_a_caption_changed_by_hand_is_stale():
+    caption = re.search(r"(?m)^<a id=\"c-.* · used in .*$", TEXT)[0]
+    spoilt = changed(caption, caption.replace("used in", "is used in"))
+    assert tangle.add_captions(spoilt) != spoilt
+
+
 @pytest.mark.parametrize("link", ["#no-such-heading", "no/such/file.py", "figures/no.svg"])
 def test_a_dead_link_is_noticed(link):
     assert broken(TEXT + f"\nSee [it]({link}).\n", lint.find_dead_links) == [
@@ -372,13 +378,16 @@ def test_a_long_output_run_again_may_differ_by_its_tolerance():
 def test_a_stale_figure_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(book, "ROOT", tmp_path)
     (tmp_path / "build").mkdir()
-    (tmp_path / "a.svg").write_text("<svg/>\n")
-    text = "<!-- figure: python -c print('<svg/>') -->\n![Words](a.svg)\n"
+    (tmp_path / "build/draw.py").write_text(
+        "import sys; open(sys.argv[1] + '/a.svg', 'w').write('<svg/>')")
+    (tmp_path / "a.svg").write_text("<svg/>")
+    text = "<!-- figure: python draw.py ../figures -->\n![Words](a.svg)\n"
     assert book.stale(text) == []
-    (tmp_path / "a.svg").write_text("<svg>1</svg>\n")
+    (tmp_path / "a.svg").write_text("<svg>1</svg>")
     assert "is not what" in book.stale(text)[0]
     book.refresh(text, None)
     assert book.stale(text) == []
+    assert "is not what" in book.stale(text.replace("(a.svg)", "(b.svg)"))[0]
 
 
 def test_a_figure_that_took_long_is_sealed(tmp_path, monkeypatch):
