@@ -68,7 +68,7 @@ tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
 bench: build  ## how fast is it on this machine? (ARGS=--json for machines)
-	@$(RUN).bench $(ARGS)
+	@$(PYTHON) tests/bench.py $(ARGS)
 
 # PyTorch and transformers are wanted for comparisons alone, in an environment apart.
 $(TORCH)/.ready: requirements-torch.txt setup.sh
@@ -140,7 +140,7 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@cp model/loss.svg figures/loss.svg
 	@cp model/config.json model/model.safetensors model/tokenizer*.json tests/trained/
 	@$(PYTHON) tests/book.py refresh
-	@$(RUN).bench figures figures
+	@$(PYTHON) tests/bench.py figures figures
 	@$(PYTHON) tests/book.py seal
 	@$(PYTHON) tangle.py captions
 	@$(PYTHON) tests/index.py

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "build"))
 import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
 import numpy as np  # noqa: E402
 
-from simple_llm.bench import SIZES, make_batch  # noqa: E402
+from bench import SIZES, make_batch  # noqa: E402
 from simple_llm.model import Config, SimpleLLM  # noqa: E402
 from simple_llm.optimizer import AdamW, clip_gradients  # noqa: E402
 from simple_llm.parallel import DataParallel  # noqa: E402

@@ -254,6 +254,14 @@ def readers(text: str, outputs: list[tuple[str, str]]) -> dict[str, object]:
     return {"shown": shown, "code": code, "said": said, "program": program}
 
 
+def failed(statement: Entry, names: dict[str, object]) -> list[Problem]:
+    try:
+        exec(statement.origin, names)
+        return []
+    except Exception as error:
+        return [Problem(0, f"{type(error).__name__}: {error}", statement.line)]
+
+
 def renewed(text: str, table: str, names_of: Callable[[str], dict[str, object]]
             ) -> tuple[str, list[Problem]]:
     """The text with every number as its expression gives it, and what was wrong.
@@ -270,7 +278,7 @@ def renewed(text: str, table: str, names_of: Callable[[str], dict[str, object]]
             spaces[entry.chapter] = names_of(entry.chapter)
             for statement in statements:
                 if statement.chapter in ("", entry.chapter):
-                    exec(statement.origin, spaces[entry.chapter])
+                    wrong += failed(statement, spaces[entry.chapter])
         try:
             for slot in slots(prose, entry):
                 new = right(slot, spaces[entry.chapter])

@@ -86,3 +86,32 @@ def width_inside() -> int:
     """How wide feed-forward makes the vectors of the small model."""
     from simple_llm.model import Config, SimpleLLM
     return SimpleLLM(Config(27, 73), seed=0).blocks[0].feed_forward.widen.weight.data.shape[1]
+
+
+def scratch_share() -> float:
+    """Of a step's arrays, the share that layers of a kind have in common: as if each had
+    its own."""
+    from simple_llm.corpus import StoryCorpus, World
+    from simple_llm.layers import Layer
+    from simple_llm.model import Config, SimpleLLM
+    arrays: dict[tuple[object, ...], int] = {}
+    real = {way: getattr(Layer, way) for way in ("workspace", "scratch")}
+
+    def watch(way: str):
+        def claim(self, name, shape, dtype):
+            array = real[way](self, name, shape, dtype)
+            arrays[way, id(self), name] = array.nbytes
+            return array
+        return claim
+
+    try:
+        for way in real:
+            setattr(Layer, way, watch(way))
+        model, batch = SimpleLLM(Config(27, 73)), next(StoryCorpus(World()).batches(1))
+        model.loss(batch.ids, batch.targets)
+        model.backward()
+    finally:
+        for way in real:
+            setattr(Layer, way, real[way])
+    shared = sum(size for (way, *_), size in arrays.items() if way == "scratch")
+    return shared / sum(arrays.values())

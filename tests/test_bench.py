@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from simple_llm import bench
+import bench
 from simple_llm.layers import GELU, Layer
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.optimizer import AdamW
@@ -108,5 +108,5 @@ def test_the_figures_are_pictures(small_sizes, monkeypatch, tmp_path):
 
 
 def test_an_unknown_measurement_is_refused():
-    with pytest.raises(SystemExit, match="python -m simple_llm.bench"):
+    with pytest.raises(SystemExit, match="python tests/bench.py"):
         bench.main(["fast"])

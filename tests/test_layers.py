@@ -463,6 +463,25 @@ def test_layers_give_the_same_after_an_input_of_another_size(make):
     assert np.array_equal(layer.backward(dy), dx)
 
 
+@pytest.mark.parametrize("make", [
+    lambda: make_linear(6, 6), lambda: make_norm(6), GELU, make_feed_forward,
+    make_attention, make_block,
+], ids=["linear", "norm", "gelu", "feed_forward", "attention", "block"])
+def test_two_layers_of_a_kind_in_a_row_do_not_spoil_each_others_gradients(make):
+    """They hand the gradient down in the same scratch array."""
+    class Two:
+        def __init__(self):
+            self.first, self.second = make(), make()
+
+        def forward(self, x):
+            return self.second.forward(self.first.forward(x))
+
+        def backward(self, dy):
+            return self.first.backward(self.second.backward(dy))
+
+    assert check_layer(Two(), normal(2, 4, 6)) < 1e-6
+
+
 # The instrument
 
 

@@ -1,0 +1,311 @@
+"""How fast it is: python tests/bench.py [--json | ladder [NAME] | figures DIRECTORY].
+
+Needs build/ (make tangle), and NumPy alone; bench_torch.py puts PyTorch beside it.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "build"))
+
+import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
+import numpy as np  # noqa: E402
+
+from simple_llm.figures import Chart  # noqa: E402
+from simple_llm.layers import (  # noqa: E402
+    GELU, Array, CausalSelfAttention, Embedding, Layer, LayerNorm,
+)
+from simple_llm.model import Config, SimpleLLM  # noqa: E402
+from simple_llm.optimizer import AdamW, clip_gradients  # noqa: E402
+from simple_llm.parallel import DataParallel, gradient_of_share  # noqa: E402
+from simple_llm.speed import (  # noqa: E402
+    adam_by_parameter, add_at, attend, attend_backward, best_time, fresh_array,
+    gelu_at_once, gelu_with_power, jobs, memory_rate, norm_backward, norm_forward,
+    operations, product_rate,
+)
+
+
+SIZES = {                                               # and the batch of each
+    "small world": (Config(27, 73, 64, 2, 4), 64),
+    "tiny": (Config(65, 32, 64, 2, 2), 32),
+    "nano": (Config(65, 64, 128, 4, 4), 12),
+    "big": (Config(65, 256, 384, 6, 6), 8),
+}
+
+
+def make_batch(config: Config, batch: int) -> tuple[Array, Array]:
+    """Random ids and targets, (B, T) each."""
+    rng = np.random.default_rng(0)
+    shape = (batch, config.context_length)
+    return rng.integers(config.vocab_size, size=shape), rng.integers(
+        config.vocab_size, size=shape)
+
+
+def step_time(
+    config: Config, batch: int, make_team: Callable[[SimpleLLM], Any], steps: int = 40
+) -> float:
+    """Seconds for a training step: gradient, clip, AdamW."""
+    model = SimpleLLM(config)
+    optimizer, (ids, targets) = AdamW(model), make_batch(config, batch)
+    times = []
+    with make_team(model) as team:
+        for _ in range(3 + steps):
+            start = time.perf_counter()
+            team.loss_and_gradient(ids, targets)
+            clip_gradients(model, 1.0)
+            optimizer.step(1e-4)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[3:])
+
+
+def generation_rate(config: Config, tokens: int = 200) -> float:
+    """Tokens per second, one text at a time, with the cache."""
+    model = SimpleLLM(replace(config, context_length=max(256, config.context_length)))
+    start = time.perf_counter()
+    for _ in model.generate([1], max_new_tokens=tokens, seed=0):
+        pass
+    return tokens / (time.perf_counter() - start)
+
+
+def measure(name: str, workers: int) -> dict[str, float]:
+    """What `make bench` shows about one model."""
+    config, batch = SIZES[name]
+    seconds = step_time(config, batch, partial(DataParallel, workers=workers))
+    work = operations(config, batch, config.context_length)
+    return {
+        "step_ms": seconds * 1e3,
+        "tokens_per_s": batch * config.context_length / seconds,
+        "gflop_per_s": work / seconds / 1e9,
+        "generated_per_s": generation_rate(config),
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def measure_apart(name: str, workers: int) -> dict[str, float]:
+    """The same, in a process of its own."""
+    command = [sys.executable, __file__, "one", name, str(workers)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def bench(workers: int, as_json: bool) -> None:
+    """Measure this machine, and each model on it."""
+    models = {name: measure_apart(name, workers) for name in SIZES}
+    rates = {"product_gflop_per_s": product_rate() / 1e9,
+             "memory_gb_per_s": memory_rate() / 1e9}
+    if as_json:
+        print(json.dumps({**rates, "workers": workers, "models": models}, indent=2))
+    else:
+        print_bench(rates, workers, models)
+
+
+def print_bench(
+    rates: dict[str, float], workers: int, models: dict[str, dict[str, float]]
+) -> None:
+    peak = rates["product_gflop_per_s"]
+    print(f"one core: {peak:.0f} billion operations per second in a matrix product, "
+          f"{rates['memory_gb_per_s']:.0f} GB/s to and from memory\n")
+    print(f"{f'{workers} workers':12} {'step':>9} {'tokens/s':>9} {'of the peak':>11} "
+          f"{'generates':>13} {'memory':>8}")
+    for name, found in models.items():
+        share = found["gflop_per_s"] / (peak * workers)
+        print(f"{name:12} {found['step_ms']:6.1f} ms {found['tokens_per_s']:9,.0f} "
+              f"{share:11.0%} {found['generated_per_s']:7,.0f} tok/s "
+              f"{found['memory_mb']:5.0f} MB")
+
+
+def draw_roofline(path: Path) -> None:
+    """The rates of some jobs, under the limits of one core."""
+    peak, memory = product_rate() / 1e9, memory_rate() / 1e9
+    title = "Billion operations per second, by operations per byte of input and output"
+    chart = Chart(title, 3.6, (0.3, 3 * peak))
+
+    def place(ratio: float, rate: float) -> tuple[float, float]:
+        return chart.x(math.log10(ratio) + 1.6), chart.y(rate)
+
+    corners = (0.03, peak / memory, 90)
+    roof = [place(ratio, min(peak, ratio * memory)) for ratio in corners]
+    chart.line(*zip(*roof), "#b3312c 2 none")
+    for tick in (0.1, 1, 10):
+        chart.text(place(tick, 1)[0], chart.height - 30, f"{tick:g}", anchor="middle")
+    for tick in (1, 10, 100):
+        chart.text(chart.left - 8, chart.y(tick) + 4, f"{tick}", anchor="end")
+    for name, (job, count, size) in jobs().items():
+        x, y = place(count / size, count / best_time(job, 50) / 1e9)
+        chart.dot(x, y, "#1f5fa8")
+        chart.text(x + 8, y + 4, name)
+    chart.save(path)
+
+
+FIRST = [
+    ("x * x * x for x**3", [(GELU, "forward", gelu_with_power)]),
+    ("GELU in pieces, in place", [(GELU, "forward", gelu_at_once)]),
+    ("attention: views, division last", [
+        (CausalSelfAttention, "forward", attend),
+        (CausalSelfAttention, "backward", attend_backward)]),
+    ("LayerNorm by products", [
+        (LayerNorm, "forward", norm_forward), (LayerNorm, "backward", norm_backward)]),
+    ("sorted ids for np.add.at", [(Embedding, "backward", add_at)]),
+    ("AdamW on one vector", [(AdamW, "step", adam_by_parameter)]),
+    ("workspaces", [(Layer, each, fresh_array) for each in ("workspace", "scratch")]),
+]
+
+
+@contextmanager
+def first_versions(skip: int = 0) -> Iterator[None]:
+    """Within this context, all methods but the first few are the first versions."""
+    changes = [change for _, changes in FIRST[skip:] for change in changes]
+    ours = [getattr(cls, name) for cls, name, _ in changes]
+    for cls, name, method in reversed(changes):        # the earliest wins
+        setattr(cls, name, method)
+    try:
+        yield
+    finally:
+        for (cls, name, _), method in reversed(list(zip(changes, ours))):
+            setattr(cls, name, method)
+
+
+class TwoThreads:
+    """Like DataParallel with two workers, in threads."""
+
+    def __init__(self, model: SimpleLLM) -> None:
+        self.models = [model, SimpleLLM(model.config)]
+        self.models[1].attach(model.data, self.models[1].grad)
+        self.pool = ThreadPoolExecutor(2)
+
+    def loss_and_gradient(self, ids: Array, targets: Array) -> float:
+        halves = zip(self.models, np.array_split(ids, 2), np.array_split(targets, 2))
+        jobs = [self.pool.submit(gradient_of_share, *half, targets.size, (0, 0, worker))
+                for worker, half in enumerate(halves)]
+        loss = sum(job.result() for job in jobs)
+        self.models[0].grad += self.models[1].grad
+        return loss
+
+    def __enter__(self) -> TwoThreads:
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        self.pool.shutdown()
+
+
+def print_way_down(name: str = "nano") -> None:
+    """The step time as the first versions give way to ours, one by one."""
+    config, batch = SIZES[name]
+    bound = operations(config, batch, config.context_length) / product_rate() * 1e3
+    print(f"{name:34} {'ms':>7} {'before':>8} {'bound':>7}")
+    before = None
+
+    def row(label: str, team: Callable[[SimpleLLM], Any], bound: float) -> float:
+        ms = step_time(config, batch, team) * 1e3
+        change = f"{ms / before:7.2f}x" if before else " " * 8
+        print(f"{label:34} {ms:7.1f} {change} {ms / bound:6.1f}x", flush=True)
+        return ms
+
+    for skip in range(len(FIRST) + 1):
+        label = FIRST[skip - 1][0] if skip else "as one writes it first"
+        with first_versions(skip):
+            before = row(label, DataParallel, bound)
+    row("two threads", TwoThreads, bound / 2)
+    row("two processes", partial(DataParallel, workers=2), bound / 2)
+
+
+def growth() -> dict[str, list[float]]:
+    """Cost at 1, 2, 4 and 8 times the size, as multiples of the first."""
+    nano, times = SIZES["nano"][0], (1, 2, 4, 8)
+    measures: dict[str, Callable[[int], float]] = {
+        "time, by batch": lambda k: step_time(nano, 4 * k, DataParallel, steps=10),
+        "time, by layers": lambda k: step_time(
+            replace(nano, n_layers=k), 12, DataParallel, steps=10),
+        "workspaces, by batch": lambda k: workspace_bytes(nano, 4 * k),
+    }
+    costs = {name: [cost(k) for k in times] for name, cost in measures.items()}
+    return {name: [each / found[0] for each in found] for name, found in costs.items()}
+
+
+def workspace_bytes(config: Config, batch: int) -> float:
+    """The memory of a model that has made a step, without its parameters."""
+    tracemalloc.start()
+    model, (ids, targets) = SimpleLLM(config), make_batch(config, batch)
+    before = tracemalloc.get_traced_memory()[0]
+    model.loss(ids, targets)
+    model.backward()
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return after - before
+
+
+def token_times(config: Config, tokens: int) -> Array:
+    """Seconds for each token of a text that is generated with the cache."""
+    model = SimpleLLM(replace(config, context_length=tokens))
+    runs = []
+    for _ in range(5):
+        stamps = [time.perf_counter()]
+        for _ in model.generate([1], max_new_tokens=tokens - 1, seed=0):
+            stamps.append(time.perf_counter())
+        runs.append(np.diff(stamps))                                       # (tokens,)
+    return np.median(runs, axis=0)
+
+
+def draw_growth(path: Path) -> None:
+    """Cost against size, both as multiples; the diagonal is proportion."""
+    chart = Chart("Cost of nano, as the batch or the layers are multiplied", 8, (0, 9))
+    for tick in range(9):
+        chart.text(chart.left - 8, chart.y(tick) + 4, str(tick), anchor="end")
+        chart.text(chart.x(tick), chart.height - 30, str(tick), anchor="middle")
+    chart.line([chart.x(0), chart.x(8)], [chart.y(0), chart.y(8)], "#8a8577 1 4 4")
+    colors = ("#1f5fa8", "#b3312c", "#b87503")
+    for i, ((name, costs), color) in enumerate(zip(growth().items(), colors)):
+        xs, ys = [chart.x(k) for k in (1, 2, 4, 8)], [chart.y(cost) for cost in costs]
+        chart.line(xs, ys, f"{color} 2 none")
+        chart.text(chart.left + 12, chart.top + 18 * i, f"— {name}", color)
+    chart.save(path)
+
+
+def draw_token_times(path: Path, tokens: int = 1024) -> None:
+    """Milliseconds per generated token, by its position, for nano and big."""
+    chart = Chart("Milliseconds per token, by its position", tokens, (0.05, 20))
+    for tick in (0.1, 1, 10):
+        chart.text(chart.left - 8, chart.y(tick) + 4, f"{tick:g}", anchor="end")
+    for tick in range(0, tokens + 1, 256):
+        chart.text(chart.x(tick), chart.height - 30, str(tick), anchor="middle")
+    for name, color in (("nano", "#1f5fa8"), ("big", "#b3312c")):
+        ms = token_times(SIZES[name][0], tokens) * 1e3                     # (tokens,)
+        smooth = [float(np.median(ms[t : t + 16])) for t in range(0, tokens - 16, 16)]
+        xs = [chart.x(16 * i + 8) for i in range(len(smooth))]
+        chart.line(xs, [chart.y(value) for value in smooth], f"{color} 2 none")
+        chart.text(xs[-1] + 8, chart.y(smooth[-1]) + 4, name, color)
+    chart.save(path)
+
+
+def main(arguments: list[str]) -> None:
+    workers = min(4, os.cpu_count() or 1)
+    match arguments:
+        case [] | ["--json"]:
+            bench(workers, bool(arguments))
+        case ["one", name, count]:
+            print(json.dumps(measure(name, int(count))))
+        case ["ladder", *name]:
+            print_way_down(*name)
+        case ["figures", directory]:
+            draw_roofline(Path(directory) / "roofline.svg")
+            draw_growth(Path(directory) / "growth.svg")
+            draw_token_times(Path(directory) / "tokens.svg")
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
