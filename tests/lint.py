@@ -136,6 +136,14 @@ def find_bare_pictures(book: Book) -> Iterator[Problem]:
             yield number, "a picture without <!-- figure: COMMAND --> right above it"
 
 
+def find_unmarked_outputs(book: Book) -> Iterator[Problem]:
+    """Above what a program printed stands the command that printed it."""
+    for block in book.blocks:
+        if block.language == "text" and not re.match(
+                "<!-- (output|long) ", book.lines[block.line - 2]):
+            yield block.line, "an output without <!-- output: COMMAND --> right above it"
+
+
 def find_stray_tags(book: Book) -> Iterator[Problem]:
     """What looks like HTML is not shown, unless it is marked as code."""
     prose = COMMENT.sub(blank, FORMULA.sub(blank, book.prose()))
@@ -226,6 +234,7 @@ def find_unexplained_numbers(book: Book) -> Iterator[Problem]:
 
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
          find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
+         find_unmarked_outputs,
          find_undefined_terms, find_too_few_words, find_too_many_bytes,
          find_unexplained_numbers]
 

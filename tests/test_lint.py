@@ -117,6 +117,12 @@ def test_a_picture_without_a_description_or_a_mark_is_noticed():
     assert len(broken(text + "\n![words](c.svg)\n", lint.find_bare_pictures)) == 2
 
 
+def test_an_output_without_its_command_is_noticed():
+    output = "```text\n42\n```\n"
+    assert not broken(f"Words:\n\n<!-- output: x -->\n{output}", lint.find_unmarked_outputs)
+    assert broken(f"Words:\n\n{output}", lint.find_unmarked_outputs)
+
+
 def test_a_tag_that_browsers_would_swallow_is_noticed():
     assert not broken("Text `<eos>` and 1 < 2 and $`a <b`$.\n", lint.find_stray_tags)
     assert broken("Text ends with <eos>.\n", lint.find_stray_tags)
