@@ -76,7 +76,7 @@ $(TORCH)/.ready: requirements-torch.txt setup.sh
 	@touch $@
 
 bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
-	@$(TORCH)/bin/python tests/bench_torch.py
+	@$(TORCH)/bin/python tests/bench_torch.py $(if $(TEXT),text $(TEXT))
 
 bench-bpe: build $(TORCH)/.ready  ## time byte-pair training beside others (MINBPE=a copy of minbpe)
 	@MINBPE='$(MINBPE)' $(TORCH)/bin/python tests/bench_bpe.py $(ARGS)

@@ -4,15 +4,20 @@ The PyTorch model is the same architecture as its users would write it: nn.Linea
 scaled_dot_product_attention, fused AdamW, gradients clipped. Both sides get the same
 ids, two cores, and float32. Blocks of steps alternate between the two, with a pause
 before each, since PyTorch's threads go on spinning for a moment; the ratios are medians
-over the blocks. Below 1, we are faster.
+over the blocks. Below 1, we are faster. `make bench-torch TEXT=path` trains both on the
+characters of a text instead.
 """
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Callable
@@ -181,6 +186,73 @@ def compare_generation(tokens: int = 200) -> None:
               f"{1 / ratio:6.1f}x", flush=True)
 
 
+RECIPE = dict(steps=2000, peak=1e-3, low=1e-4, warmup=100)  # nanoGPT's, for a CPU
+
+
+def train_on_text(side: str, path: str) -> None:
+    """In a process of its own: learn the characters of a text; say the held-out loss.
+
+    Ours is the command line, as people use it; theirs is the plain loop, with as many
+    evaluations of as many tokens.
+    """
+    if side == "our-text":
+        from simple_llm.__main__ import main
+        with tempfile.TemporaryDirectory() as out:
+            sys.exit(main(["train", "--corpus", path, "--out", out, "--no-ladder",
+                           "--max-steps", str(RECIPE["steps"]),
+                           "--min-lr", str(RECIPE["low"])]))
+    import torch
+    from simple_llm.corpus import TextCorpus
+    from simple_llm.optimizer import learning_rate
+    from simple_llm.tokenizer import Tokenizer
+
+    text, (config, _) = Path(path).read_text(encoding="utf-8"), SIZES["nano"]
+    corpus = TextCorpus(text, Tokenizer.from_text(text, "char"), config.context_length)
+    model = torch_model(replace(config, vocab_size=corpus.tokenizer.vocab_size))
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.1,
+                                  fused=True)
+
+    def tensors(batch: Any) -> Any:
+        return (torch.from_numpy(ids).long() for ids in (batch.ids, batch.targets))
+
+    def held_out(sample: bool) -> float:
+        with torch.inference_mode():
+            losses = [(float(model(*tensors(batch))), batch.targets.size)
+                      for batch in corpus.validation_batches(sample)]
+        return sum(a * n for a, n in losses) / sum(n for _, n in losses)
+
+    batches = (batch for epoch in itertools.count(1) for batch in corpus.batches(epoch))
+    for step, batch in enumerate(itertools.islice(batches, RECIPE["steps"])):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, RECIPE["steps"], RECIPE["peak"],
+                                        RECIPE["warmup"], RECIPE["low"])
+        loss = model(*tensors(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % (RECIPE["steps"] // 25) == 0:
+            held_out(sample=True)
+    print(f"loss {held_out(sample=False):.3f} nats")
+
+
+def compare_text(path: str, rounds: int = 2) -> None:
+    """A whole training on a text, from the start of Python to the last evaluation."""
+    times, ends = {"our-text": [], "their-text": []}, {}
+    for side in [*times] * rounds:
+        start = time.perf_counter()
+        out = subprocess.run([sys.executable, __file__, side, path], check=True,
+                             stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+        times[side].append(time.perf_counter() - start)
+        ends[side] = re.findall(r"loss ([0-9.]+) nats", out)[-1]
+    a, b = map(min, times.values())
+    print(f"{RECIPE['steps']} steps on {Path(path).name}: ours {a:.0f} s, held-out "
+          f"{ends['our-text']}; PyTorch {b:.0f} s, {ends['their-text']}; ratio {a / b:.2f}")
+
+
 def first_step(side: str) -> None:
     """In a process of its own: the time to the first step, and the memory after twenty more."""
     start = float(os.environ["STARTED"])
@@ -223,6 +295,10 @@ if __name__ == "__main__":
         first_step(sys.argv[1])
     elif sys.argv[1:] == ["generation"]:
         compare_generation()
+    elif sys.argv[1:2] and sys.argv[1] in ("our-text", "their-text"):
+        train_on_text(*sys.argv[1:])
+    elif sys.argv[1:2] == ["text"]:
+        compare_text(sys.argv[2])
     else:
         compare_steps()
         compare_starts()

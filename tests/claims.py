@@ -238,7 +238,7 @@ def only(found: set[str], pattern: str) -> float:
 
 def readers(text: str, outputs: list[tuple[str, str]]) -> dict[str, object]:
     """What finds numbers in a book, given its outputs with their commands."""
-    program = "\n".join(re.findall(r"^```(?:python|pycon|css|sh)[^\n]*\n(.*?)^```$", text, re.M | re.S))
+    program = "\n".join(re.findall(r"^```(?:python|pycon|css|sh|text \{)[^\n]*\n(.*?)^```$", text, re.M | re.S))
 
     def shown(pattern: str, word: str = "") -> float:
         return only({match[1] for command, output in outputs if word in command

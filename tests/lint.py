@@ -139,8 +139,8 @@ def find_bare_pictures(book: Book) -> Iterator[Problem]:
 def find_unmarked_outputs(book: Book) -> Iterator[Problem]:
     """Above what a program printed stands the command that printed it."""
     for block in book.blocks:
-        if block.language == "text" and not re.match(
-                "<!-- (output|long) ", book.lines[block.line - 2]):
+        if block.language == "text" and not block.kind and not re.match(
+                "<!-- (output|long)[ :]", book.lines[block.line - 2]):
             yield block.line, "an output without <!-- output: COMMAND --> right above it"
 
 
