@@ -245,7 +245,10 @@ def refresh(text: str, word: str | None, table: str = "") -> str:
             path.write_text(drawings(match["command"])[path.name], encoding="utf-8")
     for chapter, fresh in namespaces(text).items():     # the transcripts may be new ones
         names[chapter].update({name: fresh[name] for name in ("shown", "code", "said")})
-    return renewed_numbers(text, table, names)[0]
+    text, _ = renewed_numbers(text, table, names)
+    for left in renewed_numbers(text, table, names)[1]:     # in words, or not in the table
+        print(f"cannot renew this: {left.message}", file=sys.stderr)
+    return text
 
 
 def sealed(match: re.Match[str], below: str, new: str) -> str:

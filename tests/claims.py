@@ -51,6 +51,7 @@ ANY = rf"(?:{DIGITS}|\b(?i:{LARGE}|{SHARE}|{SMALL}|{'|'.join(SHARES)}|an?)\b)"
 HIDDEN = re.compile(
     r"^```(?!math)\w.*?^```$|<!--.*?-->|^<a id=[^\n]*</sub>$|<a id=[^>]*></a>|"
     r"(?<=\])\([^()\s]*(?:\([^()\s]*\))?[^()\s]*\)|^\[[^\]\n]+\]: \S+$", re.S | re.M)
+BARE = re.compile(r"`\d[\d.,]*(?: ?(?:%|ms|s|[KMG]B))?`")       # a number printed as code
 FORMULA_OR_CODE = re.compile(
     r"(?P<formula>\$`.+?`\$|^```math.*?^```)|`(?:[^`\n]|\n(?![ \t]*\n))+`", re.S | re.M)
 
@@ -107,7 +108,8 @@ class Prose:
         self.formulas = [match.span() for match in FORMULA_OR_CODE.finditer(self.plain)
                          if match["formula"]]
         self.unquoted = FORMULA_OR_CODE.sub(
-            lambda m: m[0] if m["formula"] else " " * len(m[0]), self.plain)
+            lambda m: m[0] if m["formula"] or BARE.fullmatch(m[0]) else " " * len(m[0]),
+            self.plain)
 
     def chapter(self, title: str) -> tuple[int, int]:
         """Where a chapter begins and ends; all of the text if there is no title."""

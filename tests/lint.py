@@ -241,7 +241,8 @@ RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chun
 
 def problems(book: Book) -> list[str]:
     found = sorted(problem for rule in RULES for problem in rule(book))
-    return [f"simple_llm.md:{line}: {wrong}" if line else f"simple_llm.md: {wrong}"
+    return [f"simple_llm.md:{line}: {wrong}" if line
+            else wrong if wrong.startswith("tests/") else f"simple_llm.md: {wrong}"
             for line, wrong in found]
 
 

@@ -282,6 +282,12 @@ def test_a_number_changed_by_hand_is_noticed(right, wrong):
         assert wrong_numbers(book.refresh(spoilt, None, TABLE)) == []
 
 
+def test_refresh_tells_what_it_leaves_to_the_writer(capsys):
+    spoilt = changed("twice", "thrice", VALUES)
+    assert book.refresh(spoilt, None, TABLE) == spoilt
+    assert "cannot renew this: thrice: 2 is 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("right", "wrong"), [
     ("2 ** 10", "2 ** 9"), ("<- half", "<- half / 2"), ("~ 3%", "~ 1%"), ("log(n); n", "n; n"),
     (": half = 1 / 2\n", ""), ('said("of', 'said("no'), ("rooms, and", "roofs, and"),
@@ -294,7 +300,8 @@ def test_a_change_of_the_table_is_noticed(right, wrong):
 
 @pytest.mark.parametrize("claim", [
     "it took 3.5 s", "37 %", "1,024 rows", "three times as fast", "two thirds of it",
-    "about a minute", "twice", "some thirty", "one run in ten", "$`x = 42`$", "a tenfold 10"])
+    "about a minute", "twice", "some thirty", "one run in ten", "$`x = 42`$", "a tenfold 10",
+    "`4.2 ms`", "a thousandfold gain"])
 def test_a_number_that_comes_from_nowhere_is_noticed(claim):
     spoilt = changed("A token", f"Here {claim}. A token", VALUES)
     assert "comes from nowhere" in wrong_numbers(spoilt)[0]
