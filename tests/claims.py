@@ -16,7 +16,8 @@ stand in a phrase of numbers.txt. A line of that file is a phrase, " <- " and it
 Line ends, comments and where links lead do not matter. Expressions know the names of the
 chapter's sessions, all of math, ROOT, and three readers, which give the one number that the
 group of a pattern finds: shown(REGEX, WORD="") in the outputs of the book (those whose
-command has the word), code(REGEX) in its program, said(REGEX) in its other sentences.
+command has the word), code(REGEX) in its program and in those that it quotes, said(REGEX)
+in its other sentences.
 """
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 TABLE = Path(__file__).with_name("numbers.txt")
+QUOTED = ["bench.py", "experiments.py", "figures.py", "torture.py"]     # by the book's words
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen "
         "fourteen fifteen sixteen seventeen eighteen nineteen").split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -240,7 +242,9 @@ def only(found: set[str], pattern: str) -> float:
 
 def readers(text: str, outputs: list[tuple[str, str]]) -> dict[str, object]:
     """What finds numbers in a book, given its outputs with their commands."""
-    program = "\n".join(re.findall(r"^```(?:python|pycon|css|sh|text \{)[^\n]*\n(.*?)^```$", text, re.M | re.S))
+    parts = re.findall(r"^```(?:python|pycon|css|sh|text \{)[^\n]*\n(.*?)^```$", text, re.M | re.S)
+    program = "\n".join(parts + [(TABLE.parent / name).read_text(encoding="utf-8")
+                                 for name in QUOTED if (TABLE.parent / name).is_file()])
 
     def shown(pattern: str, word: str = "") -> float:
         return only({match[1] for command, output in outputs if word in command
