@@ -48,7 +48,7 @@ OUTPUT = re.compile(
     r"(?P<command>.+?) -->\n```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 FIGURE = re.compile(rf"^<!-- (?P<kind>(?:long )?figure){SEAL}: (?P<command>.+?) -->\n"
                     r"!\[[^\]]*\]\((?P<path>[^)]+)\)$", re.MULTILINE)
-MARK = re.compile(r"<!-- (?:output|long|figure)\b")
+MARK = re.compile(r"<!--(?! index -->)")               # there are no other comments
 NEVER = "nobody has run"                               # how a message begins
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -195,8 +195,8 @@ def stale(text: str, whole: str = "", table: str = "", run_all: bool = False) ->
     masked = hidden.sub(lambda m: " " * len(m[0]), text)
     for match in MARK.finditer(masked):
         if match.start() not in known:
-            complain(match.start(), "this mark has nothing to mark: marks stand right "
-                     "above a block or a picture")
+            complain(match.start(), "this is no mark, or has nothing to mark: marks stand "
+                     "right above a block or a picture")
     return wrong
 
 

@@ -359,6 +359,7 @@ def test_a_mark_that_marks_nothing_is_noticed():
     spoilt = changed("s') -->\n", "s') -->\n\n", VALUES)
     assert "nothing to mark" in "\n".join(book.stale(spoilt))
     assert book.stale("In code, `<!-- output: x -->` is not a mark.\n") == []
+    assert "no mark" in book.stale("It costs 0.69<!-- value: log(2) -->.\n")[0]
 
 
 LONG = """<!-- long ~ 20%: python -c print(100) -->
