@@ -107,3 +107,9 @@ def test_numpy_is_all_that_the_package_needs():
                    *optional.get(path.name, set())}
         for name in re.findall(r"(?m)^\s*(?:from|import) (\w+)", text):
             assert name in allowed, path.name
+
+
+def test_the_table_of_ingredients_has_a_row_for_each_experiment():
+    import experiments
+    table = re.search(r"experiments\.py ingredients -->\n```text\n.*\n([^`]*)```", TEXT)[1]
+    assert [row[:34].strip() for row in table.splitlines()] == list(experiments.INGREDIENTS)
