@@ -47,8 +47,10 @@ LARGE = (rf"(?:(?:an?|{SMALL})[\s-])?(?:(?:{'|'.join([*ONES[13:], *TENS])})(?:-{
 SHARE = rf"twice|thrice|half|(?:an?|{SMALL})[\s-](?:{'|'.join(SHARES)})s?"
 TIME = r"(?:(?:milli|micro)?second|minute|hour|day|week|year)"
 UNIT = rf"(?:times|percent|{TIME}s?|(?:kilo|mega|giga)?bytes?|parameters|operations|nats?)"
-CLAIM = re.compile(rf"{DIGITS}|\b(?:{LARGE}|{SHARE}|one(?:\s\w+)?\sin\s{SMALL}|{SCALE}fold|{SMALL}(?=[\s-]{UNIT}\b)|"
-                   rf"(?<=about )an?(?=\s{TIME}\b)|(?<=than )an?(?=\s{TIME}\b))\b", re.I)
+CLAIM = re.compile(
+    rf"{DIGITS}|\b(?:{LARGE}|{SHARE}|one(?:\s\w+)?\sin\s{SMALL}|{SCALE}fold|"
+    rf"{SMALL}(?=[\s-]{UNIT}\b)|"
+    rf"(?<=about )an?(?=\s{TIME}\b)|(?<=than )an?(?=\s{TIME}\b))\b", re.I)
 ANY = rf"(?:{DIGITS}|\b(?i:{LARGE}|{SHARE}|{SMALL}|{'|'.join(SHARES)}|an?)\b)"
 HIDDEN = re.compile(
     r"^```(?!math)\w.*?^```$|<!--.*?-->|^<a id=[^\n]*</sub>$|<a id=[^>]*></a>|"
@@ -163,9 +165,10 @@ def unexplained(text: str, table: str) -> Iterator[Problem]:
             covered.update(range(start, end))
     for start, end in prose.claims():
         if not covered.issuperset(range(start, end)):
-            words = re.sub(r"\s+", " ", prose.plain[max(0, start - 30):end + 20])
-            yield Problem(prose.places[start], f"`{' '.join(prose.plain[start:end].split())}` comes from nowhere "
-                          f"(tests/numbers.txt): {words}")
+            claim, around = (" ".join(words.split()) for words in (
+                prose.plain[start:end], prose.plain[max(0, start - 30):end + 20]))
+            yield Problem(prose.places[start], f"`{claim}` comes from nowhere "
+                          f"(tests/{TABLE.name}): {around}")
 
 
 def slots(prose: Prose, entry: Entry) -> Iterator[Slot]:
@@ -242,7 +245,8 @@ def only(found: set[str], pattern: str) -> float:
 
 def readers(text: str, outputs: list[tuple[str, str]]) -> dict[str, object]:
     """What finds numbers in a book, given its outputs with their commands."""
-    parts = re.findall(r"^```(?:python|pycon|css|sh|text \{)[^\n]*\n(.*?)^```$", text, re.M | re.S)
+    fence = r"^```(?:python|pycon|css|sh|text \{)[^\n]*\n(.*?)^```$"
+    parts = re.findall(fence, text, re.M | re.S)
     program = "\n".join(parts + [(TABLE.parent / name).read_text(encoding="utf-8")
                                  for name in QUOTED if (TABLE.parent / name).is_file()])
 

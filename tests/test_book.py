@@ -23,7 +23,8 @@ def title(chapter):
 @pytest.mark.parametrize("chapter", [OPENING, *CHAPTERS], ids=title)
 def test_what_a_chapter_shows_is_what_the_program_prints(chapter):
     line = TEXT.count("\n", 0, TEXT.index(chapter))
-    wrong = book.stale("\n" * line + chapter, TEXT, NUMBERS)    # the lines are those of the book
+    part = "\n" * line + chapter                           # its lines are the book's
+    wrong = book.stale(part, TEXT, NUMBERS)
     wrong = [one for one in wrong if book.NEVER not in one]     # `make book-check` waits
     assert not wrong, "\n".join(wrong)
 

@@ -119,7 +119,8 @@ def test_a_picture_without_a_description_or_a_mark_is_noticed():
 
 def test_an_output_without_its_command_is_noticed():
     output = "```text\n42\n```\n"
-    assert not broken(f"Words:\n\n<!-- output: x -->\n{output}", lint.find_unmarked_outputs)
+    marked = f"Words:\n\n<!-- output: x -->\n{output}"
+    assert not broken(marked, lint.find_unmarked_outputs)
     assert broken(f"Words:\n\n{output}", lint.find_unmarked_outputs)
 
 
