@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "build"))
 import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
 import numpy as np  # noqa: E402
 
-from simple_llm.figures import Chart  # noqa: E402
+from chart import Chart  # noqa: E402
 from simple_llm.layers import (  # noqa: E402
     GELU, Array, CausalSelfAttention, Embedding, Layer, LayerNorm,
 )

@@ -1,4 +1,5 @@
 """The command line as a user types it. Bad input gets one sentence and no traceback."""
+import importlib
 import math
 import os
 import re
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 
 import simple_llm
-from simple_llm.model import SimpleLLM
+from simple_llm.__main__ import COMMANDS, make_options, make_parser, read_arguments
+from simple_llm.corpus import StoryCorpus, TextCorpus, World
+from simple_llm.model import Config, SimpleLLM
+from simple_llm.optimizer import AdamW
+from simple_llm.resume import CHECKPOINT, read_checkpoint
 from simple_llm.tokenizer import Tokenizer
+from simple_llm.train import Options, train
 
 BUILD = Path(simple_llm.__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(BUILD), "PYTHONIOENCODING": "utf-8"}
@@ -554,6 +560,18 @@ def test_tokenize_shows_words_and_what_is_unknown(world):
     assert done.returncode == 0 and "<unk>" in done.stdout and "mars" in done.stderr
 
 
+def test_inspect_shows_white_space(bpe):
+    assert run("inspect", "the mat", cwd=bpe).returncode == 0
+    assert ">·" in (bpe / "inspect.html").read_text(encoding="utf-8")
+
+
+def test_what_is_printed_while_training_has_no_control_characters(bpe, tmp_path):
+    done = run("train", "--corpus", bpe / "text.txt", "--tokenizer", "bpe",
+               "--vocab-size", 270, *TINY, cwd=tmp_path)
+    samples = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    assert len(samples) >= 2 and all(line.isprintable() for line in samples)
+
+
 def test_tokenize_of_nothing_shows_nothing(bpe):
     assert run("tokenize", "", cwd=bpe).stdout.startswith("0 tokens")
 
@@ -592,3 +610,204 @@ def test_a_model_with_a_few_rows_more_than_its_tokenizer_is_no_error(bpe, tmp_pa
                    0, cwd=tmp_path)
         assert done.returncode == status, done.stderr
     assert_one_sentence(done, "770", "270", "do not belong together")
+
+
+# Exactly so many steps
+
+
+def test_max_steps_ends_after_exactly_so_many(home, tmp_path):
+    shape = TINY[:TINY.index("--epochs")]
+    done = run("train", "--corpus", home / "text.txt", *shape, "--max-steps", 37,
+               "--workers", 1, "--no-ladder", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = read_checkpoint(tmp_path / "model" / CHECKPOINT)
+    assert (found.step, found.steps, found.history[-1][1]) == (37, 37, 37)
+    done = run("info", cwd=tmp_path)
+    assert "37 of 37 steps" in done.stdout and "last   step     37" in done.stdout
+
+
+def test_the_schedule_falls_over_max_steps_to_the_lowest_rate(monkeypatch):
+    rates = []
+    monkeypatch.setattr(AdamW, "step", lambda self, rate: rates.append(rate))
+    text = "ab cd ef gh " * 40
+    corpus = TextCorpus(text, Tokenizer.from_text(text, "char"), 8, 4)
+    assert 50 > 3 * corpus.steps > 0                       # some epochs are needed
+    model = SimpleLLM(Config(corpus.tokenizer.vocab_size, 8, 8, 1, 2))
+    train(model, corpus, Options(max_steps=50, warmup=5, learning_rate=1.0, min_lr=0.25,
+                                 workers=1), lambda moment: None)
+    assert len(rates) == 50
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[27] == pytest.approx(0.25 + 0.75 * 0.5, abs=0.02)
+    assert 0.25 < rates[-1] < 0.26
+
+
+def test_a_run_of_max_steps_is_resumed_to_the_same_bytes(home, tmp_path):
+    shape = (*TINY[:TINY.index("--epochs")], "--workers", "1", "--no-ladder",
+             "--dropout", "0.1", "--corpus", str(home / "text.txt"), "--max-steps")
+    assert run("train", *shape, 300, "--out", "whole", cwd=tmp_path).returncode == 0
+    command = [sys.executable, "-m", "simple_llm", "train", *shape, "300"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENV, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while "step" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    done = run("train", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert run("train", "--resume", "--max-steps", 301, cwd=tmp_path).returncode == 1
+
+
+def test_nanogpts_recipe_for_a_cpu_can_be_given(tmp_path):
+    given = read_arguments(
+        "train --corpus x.txt --layers 4 --heads 4 --width 128 --context 64 --batch-size 12 "
+        "--max-steps 2000 --learning-rate 1e-3 --min-lr 1e-4 --warmup-steps 100 --beta2 0.99 "
+        "--weight-decay 0.1 --grad-clip 1.0 --dropout 0".split())
+    assert make_options(given) == Options(
+        epochs=100, max_steps=2000, learning_rate=1e-3, min_lr=1e-4, warmup=100,
+        betas=(0.9, 0.99), weight_decay=0.1, clip=1.0, workers=given.workers)
+    short = read_arguments(["train", "--corpus", "x.txt", "--min-lr", "1e-4"])
+    assert vars(short) == vars(given)                      # all the rest is the default
+
+
+# What a model directory tells of its training
+
+
+def test_info_tells_how_the_training_went(home):
+    done = run("info", cwd=home)
+    assert done.returncode == 0, done.stderr
+    _, history = done.stdout.split("training: ")
+    last = read_checkpoint(home / "model" / CHECKPOINT).history[-1]
+    assert "1.0 epochs" in history and "learning rate 0.001, seed 0" in history
+    assert re.search(r"[▁-█]{2,}", history) and re.search(r"\d{4}-\d\d-\d\d", history)
+    rows = {line.split()[0]: line for line in history.splitlines()[3:]}
+    assert list(rows) == ["first", "best", "last"]
+    assert f"training {last[2]:.3f}" in rows["last"]
+    assert f"held-out {last[3]:.3f}" in rows["last"]
+
+
+def test_info_of_a_model_from_elsewhere(tmp_path):
+    done = run("info", TRAINED, cwd=tmp_path)
+    assert done.returncode == 0 and "training: nothing recorded" in done.stdout
+
+
+# Help, and options that would do nothing
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples_and_defaults_and_fits_a_terminal(command, tmp_path):
+    shown = run(command, "--help", cwd=tmp_path).stdout
+    assert shown.startswith(f"usage: simple-llm {command} [OPTION]...")
+    assert f"    simple-llm {command} " in shown or "    > " in shown
+    assert max(map(len, shown.splitlines())) <= 79
+    assert "[model]" in shown
+
+
+def test_every_option_of_the_help_is_understood_and_every_default_is_true():
+    parser, defaults = make_parser("train")
+    assert defaults["width"] == [64, 128] and defaults["tokenizer"] == ["char"]
+    stories, text = read_arguments(["train"]), read_arguments(["train", "--corpus", "x"])
+    assert (stories.learning_rate, text.learning_rate) == (4e-3, 1e-3)
+    assert (stories.batch_size, text.batch_size) == (64, 12)
+    assert (stories.layers, text.layers, text.resume, text.start) == (2, 4, None, None)
+    assert make_options(stories).steps(StoryCorpus(World(), held_out=1)) == 2000
+    assert [a.dest for a in parser._actions if a.option_strings][1:] == list(defaults)
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (("train", "--context", 9), "--context is for a text"),
+    (("train", "--tokenizer", "bpe"), "--tokenizer is for a text"),
+    (("train", "--corpus", "text.txt", "--vocab-size", 300), "--tokenizer bpe"),
+    (("train", "--corpus", "text.txt", "--from", "model", "--width", 16), "--from"),
+    (("train", "--corpus", "text.txt", "--from", "model", "--context", 9), "--from"),
+    (("train", "--epochs", 3, "--max-steps", 9), "--epochs does not go with --max-steps"),
+    (("generate", "--temperature", 0, "--top-k", 3), "--top-k needs --temperature"),
+    (("chat", "--top-p", "0.9"), "--top-p needs --temperature"),
+    (("tokenize", "a", "b"), "unrecognized"), (("inspect",), "required: PROMPT"),
+], ids=str)
+def test_an_option_that_would_do_nothing_is_refused(home, options, says):
+    assert_refused(run(*options, cwd=home), says)
+
+
+def test_what_follows_two_dashes_is_no_option(tmp_path):
+    done = run("tokenize", "--model", TRAINED, "--", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "tokens" in done.stdout, done.stderr
+
+
+# The held-out part stays unseen
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+def test_the_vocabulary_is_made_from_the_part_that_is_trained_on(tmp_path, kind):
+    """Q is only in the last tenth."""
+    (tmp_path / "text.txt").write_text(TEXT + "QQ QQ QQ QQ\n" * (len(TEXT) // 150))
+    shape = TINY[:TINY.index("--epochs")]
+    done = run("train", "--corpus", "text.txt", "--tokenizer", kind, "--max-steps", 2,
+               *(("--vocab-size", 270) if kind == "bpe" else ()), *shape,
+               "--no-ladder", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tokens = Tokenizer.load(tmp_path / "model").tokens
+    assert "QQ" not in tokens and ("Q" in tokens) == (kind == "bpe")
+    assert ("of the tokens unknown" in done.stdout) == (kind != "bpe")
+    told = run("eval", "--corpus", "text.txt", cwd=tmp_path).stdout
+    assert ("of the tokens unknown" in told) == (kind != "bpe")
+
+
+def test_what_is_unknown_is_paid_for_and_its_bytes_are_not_counted():
+    text = "ab cd ef gh " * 180 + "ab xy " * 40            # the last tenth is unknown, half
+    tokenizer = Tokenizer.from_text("ab cd ef gh", "word")
+    with pytest.warns(UserWarning, match="'xy'"):
+        corpus = TextCorpus(text, tokenizer, 8)
+    tokens, known = len(corpus.validation), len(corpus.validation) // 2
+    assert (tokens, known) == (80, 40)
+    assert corpus.bits_per_byte(math.log(2)) == pytest.approx(tokens / (3 * known - 1))
+    assert "50.0% of the tokens unknown" in corpus.price(1.0)
+
+
+# While one waits, and when one types
+
+
+def test_the_ladders_smaller_model_is_announced_and_shows_its_progress(tmp_path):
+    done = run("train", "--layers", 2, "--heads", 1, "--width", 4, "--batch-size", 4,
+               "--max-steps", 20, "--workers", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, after = done.stderr.split("for comparison, one layer:")
+    assert "tok/s" in before and "tok/s" in after and "1 layer" in done.stdout
+
+
+def test_in_a_chat_a_line_can_be_edited(tmp_path):
+    pty = pytest.importorskip("pty")
+    pytest.importorskip("readline")
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simple_llm", "chat", "--model", str(TRAINED)],
+        cwd=tmp_path, env={**ENV, "TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    shown = b""
+    while b"> " not in shown:
+        shown += os.read(master, 1000)
+    os.write(master, b"xanna took the key .\x01\x04\n")        # Ctrl-A, Ctrl-D: x is gone
+    os.write(master, b"what about anna ?\n\x04")
+    try:
+        while b"the key\r\n" not in shown.split(b"anna ?")[-1]:
+            shown += os.read(master, 1000)
+    finally:
+        process.kill()
+        os.close(master)
+    assert b"vocabulary" not in shown                      # "xanna" would be unknown
+
+
+# Installed with pip
+
+
+def test_pyproject_names_the_entry_point_and_the_versions():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((BUILD / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["simple-llm"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert project["name"] == "simple-llm"
+    assert project["requires-python"] == ">=3.10"
+    wanted = (BUILD.parent / "requirements.txt").read_text().split()
+    assert project["dependencies"] == [line for line in wanted if line.startswith("numpy")]

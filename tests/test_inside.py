@@ -8,10 +8,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from figures import EXAMPLE, draw_all, kind_of
 from simple_llm import inside
 from simple_llm.corpus import StoryCorpus, World
 from simple_llm.inside import (
-    EXAMPLE, ablate, attention_map, draw_all, induction_scores, kind_of, logit_lens,
+    ablate, attention_map, induction_scores, logit_lens,
     look_inside, page, principal_components, similarity_by_distance, three_looks,
     without_head,
 )
