@@ -95,6 +95,64 @@ def test_no_helper_is_left_when_a_training_is_stopped(tmp_path):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
 
 
+SLOW = """
+import sys, time
+from simple_llm import __main__ as program
+from simple_llm.parallel import DataParallel
+if sys.argv.pop() == "slow steps":
+    DataParallel.loss_and_gradient = lambda *_: print("-", flush=True) or time.sleep(60)
+def slowly(*args, **options):
+    time.sleep(0.3 if "stopped" in str(args) else 0)
+    print(*args, **options)
+program.print = slowly
+sys.exit(program.main())
+"""
+
+
+@pytest.mark.parametrize(("how", "last"), [
+    ("slow steps", "-"), ("quick steps", "step     0")])
+def test_a_second_ctrl_c_does_not_wait_for_the_step_and_a_third_changes_nothing(
+        tmp_path, how, last):
+    home = make_home(tmp_path / "home")
+    process = subprocess.Popen([sys.executable, "-c", SLOW, "train", *LONG, how], cwd=home,
+                               env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    while not process.stdout.readline().startswith(last):
+        pass
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert "\nsimple_llm: stopped" in said
+    assert read_checkpoint(home / "model" / CHECKPOINT)
+
+
+HELPER = """
+import os, signal
+import numpy as np
+from simple_llm.model import Config, SimpleLLM
+from simple_llm.parallel import DataParallel
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ids = np.ones((2, 4), int)
+with DataParallel(SimpleLLM(Config(9, 8, 8, 1, 2)), 2) as team:
+    loss, process = team.loss_and_gradient(ids, ids), team.helpers[0].process
+    assert os.getpgid(process.pid) == process.pid          # Ctrl-C reaches a group
+    os.kill(process.pid, signal.SIGINT)
+    assert team.loss_and_gradient(ids, ids) == loss
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM
+"""
+
+
+def test_ctrl_c_is_no_affair_of_a_helper_but_sigterm_is():
+    done = subprocess.run([sys.executable, "-c", HELPER], env=ENV, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 STOPPED = """
 import os, signal
 from simple_llm.model import Config, SimpleLLM
@@ -269,6 +327,12 @@ class COMM_WORLD:
     rank, size = 0, 2
     def Abort(status):
         os._exit(40 + status)
+    def Allreduce(place, vector):
+        pass
+    def allreduce(number):
+        return number
+    def Barrier():
+        pass
 class MPI:
     COMM_WORLD, IN_PLACE = COMM_WORLD, None
 """
@@ -283,6 +347,35 @@ def test_a_process_of_mpiexec_that_fails_ends_them_all(tmp_path):
         done = subprocess.run([sys.executable, "-m", "simple_llm", "info", "nowhere"],
                               env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == status and "cannot read nowhere" in done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+from simple_llm.__main__ import main
+from simple_llm.parallel import AcrossMachines
+real = AcrossMachines.loss_and_gradient
+def loss_and_gradient(self, *batch):
+    if self.steps == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(self, *batch)
+AcrossMachines.loss_and_gradient = loss_and_gradient
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
+def test_of_the_processes_of_mpiexec_the_first_decides_when_to_stop(tmp_path):
+    """Else one might stop a step before another, which waits for its gradient for ever."""
+    (tmp_path / "mpi4py.py").write_text(FAKE_MPI.replace("rank, size = 0, 2",
+                                        "rank, size = int(os.environ['PMI_RANK']), 2"))
+    home = make_home(tmp_path / "home")
+    for rank, status in (("0", 40 + 130), ("1", 0)):
+        env = {**ENV, "PYTHONPATH": f"{ENV['PYTHONPATH']}{os.pathsep}{tmp_path}",
+               "PMI_RANK": rank, "PMI_SIZE": "2"}
+        done = subprocess.run([sys.executable, "-c", INTERRUPTED, "train", *SHORT], env=env,
+                              cwd=home, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, done.stderr
+    assert read_checkpoint(home / "model" / CHECKPOINT).step == 4
 
 
 # Sizes
