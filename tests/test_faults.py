@@ -403,6 +403,22 @@ def test_sizes_beyond_the_memory_are_refused_on_the_command_line(tmp_path, optio
     assert not (tmp_path / "home" / "model").exists()
 
 
+MEMORY = """
+import sys
+from simple_llm import __main__ as program
+def fail(*args):
+    raise MemoryError
+program.make_model = fail
+sys.exit(program.main())
+"""
+
+
+def test_memory_that_runs_out_all_the_same_is_one_sentence(tmp_path):
+    done = subprocess.run([sys.executable, "-c", MEMORY, "train", *SHORT], env=ENV, text=True,
+                          cwd=make_home(tmp_path / "home"), capture_output=True, timeout=60)
+    assert_refused(done, "this needs more memory than there is")
+
+
 # Terminals and pipes
 
 
