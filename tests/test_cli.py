@@ -766,6 +766,12 @@ def test_what_is_unknown_is_paid_for_and_its_bytes_are_not_counted():
     assert "50.0% of the tokens unknown" in corpus.price(1.0)
 
 
+def test_a_text_of_which_nothing_is_known_is_measured_without_a_traceback(home):
+    (home / "other.txt").write_text("日本語" * 200, encoding="utf-8")
+    done = run("eval", "--corpus", "other.txt", cwd=home)
+    assert done.returncode == 0 and "nan bits per byte (100.0% of" in done.stdout
+
+
 # While one waits, and when one types
 
 
