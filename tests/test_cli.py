@@ -809,6 +809,7 @@ def test_in_a_chat_a_line_can_be_edited(tmp_path):
     try:
         while b"the key\r\n" not in shown.split(b"anna ?")[-1]:
             shown += os.read(master, 1000)
+        assert process.wait(timeout=20) == 0               # the last Ctrl-D has left it
     finally:
         process.kill()
         os.close(master)
