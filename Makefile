@@ -139,8 +139,8 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@$(PYTHON) tests/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
 	@cp model/config.json model/model.safetensors model/tokenizer*.json tests/trained/
+	@$(PYTHON) tests/book.py refresh
 	@$(PYTHON) tests/bench.py figures figures
-	@$(PYTHON) tests/figures.py model figures
 	@$(PYTHON) tests/book.py seal
 	@$(PYTHON) tangle.py captions
 	@$(PYTHON) tests/index.py

@@ -7,7 +7,8 @@
     python tests/book.py refresh WORD      of the long runs, those with this in the command
     python tests/book.py seal          what is long stands as its command printed it
 
-Five marks. All but the first are comments, which GitHub does not show.
+Four marks. All but the first are comments, which GitHub does not show. (The numbers in
+sentences have none: numbers.txt says where they come from; see claims.py.)
 
     ```pycon                           a session; those of a chapter share their names
     <!-- output: COMMAND -->           above a ```text block: what the command prints
@@ -16,18 +17,9 @@ Five marks. All but the first are comments, which GitHub does not show.
                                        hash of command and output which `refresh` writes,
                                        tells whether somebody changed it by hand. With
                                        `check all` its numbers may differ by the tolerance
-    <!-- figure: COMMAND -->           above a picture: the command prints this SVG
+    <!-- figure: COMMAND ../figures --> above a picture, which the command draws (it is
+                                       given another directory, and the two are compared)
     <!-- long figure SEAL: COMMAND --> above a picture that took long: sealed, too
-    2.565<!-- value: log(13) -->       right behind a number in a sentence (or behind the
-                                       `$, ** or % that closes it): the expression, with
-                                       the names of the chapter's sessions, has this value,
-                                       rounded as the number is. With ~ 0.1 or ~ 5% before
-                                       the end it may differ by so much. shown("REGEX") is
-                                       the number that the first group finds in the outputs
-                                       of the book, so that prose agrees with transcripts;
-                                       shown("REGEX", "WORD") looks in those whose command
-                                       has the word. Statements, with "; " between them,
-                                       may stand before the expression
 
 A command runs in build/.
 """
@@ -40,8 +32,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, NamedTuple
+
+import claims
+from claims import near, number
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "simple_llm.md"
@@ -51,9 +48,7 @@ OUTPUT = re.compile(
     r"(?P<command>.+?) -->\n```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 FIGURE = re.compile(rf"^<!-- (?P<kind>(?:long )?figure){SEAL}: (?P<command>.+?) -->\n"
                     r"!\[[^\]]*\]\((?P<path>[^)]+)\)$", re.MULTILINE)
-VALUE = re.compile(r"(?<![\w.])(?P<number>\d[\d,]*(?:\.\d+)?)(?P<close>[%`$*]*)"
-                   r"<!-- value: (?P<code>.+?)(?: ~ (?P<tolerance>[\d.]+%?))? -->")
-MARK = re.compile(r"<!-- (?:output|long|figure|value)\b")
+MARK = re.compile(r"<!--(?! index -->)")               # there are no other comments
 NEVER = "nobody has run"                               # how a message begins
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -126,74 +121,46 @@ def command_output(command: str) -> str:
     return done.stdout
 
 
+@lru_cache
+def drawings(command: str) -> dict[str, str]:
+    """The pictures that a command draws into figures/, by name; they go elsewhere."""
+    with tempfile.TemporaryDirectory() as directory:
+        command_output(command.replace("../figures", directory))
+        return {path.name: path.read_text(encoding="utf-8")
+                for path in Path(directory).iterdir()}
+
+
 def seal(*what: str) -> str:
     """A short hash, by which a change made by hand is noticed."""
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:8]
-
-
-def near(one: float, other: float, tolerance: str) -> bool:
-    """Do two numbers differ by no more than 0.1, or 5%?"""
-    allowed = float(tolerance.rstrip("%"))
-    if tolerance.endswith("%"):
-        allowed *= abs(other) / 100
-    return abs(one - other) <= allowed * (1 + 1e-9)
-
-
-def number(text: str) -> float:
-    return float(text.replace(",", ""))
-
-
-def shown_in(text: str):
-    """A function that finds a number in the outputs which a book shows."""
-    outputs = [(match["command"], match["text"]) for match in OUTPUT.finditer(text)]
-
-    def shown(pattern: str, command: str = "") -> float:
-        found = {match[1] for made_by, output in outputs if command in made_by
-                 for match in re.finditer(pattern, output, re.MULTILINE)}
-        if len(found) != 1:
-            raise ValueError(f"{len(found)} numbers are shown as {pattern}")
-        return number(found.pop())
-
-    return shown
-
-
-def as_written(value: float, old: str) -> str:
-    """A value with as many decimals as the old number, and its commas."""
-    decimals = len(old.partition(".")[2])
-    comma = "," if "," in old or (value >= 10_000 and "." not in old) else ""
-    return f"{value:{comma}.{decimals}f}"
-
-
-def evaluate(match: re.Match[str], names: dict[str, object]) -> str:
-    """What the number in front of a value mark should be, as it would be written."""
-    *statements, expression = match["code"].split("; ")
-    for statement in statements:
-        exec(statement, names)                      # the book's own, as its sessions are
-    value = float(eval(expression, names))
-    old = number(match["number"])
-    if match["tolerance"] and near(old, value, match["tolerance"]):
-        return match["number"]
-    return as_written(value, match["number"])
 
 
 def line_of(text: str, place: int) -> int:
     return text.count("\n", 0, place) + 1
 
 
-def chapter_of(text: str, place: int) -> str:
-    titles = re.findall(r"^## (.*)$", text[:place], re.MULTILINE)
-    return titles[-1] if titles else ""
-
-
 def namespaces(whole: str) -> dict[str, dict[str, object]]:
     """For each chapter, the names that its values start with."""
-    names = {**vars(math), "shown": shown_in(whole), "__name__": "__main__"}
+    outputs = [(match["command"], match["text"]) for match in OUTPUT.finditer(whole)]
+    names = {**vars(math), **claims.readers(whole, outputs), "ROOT": ROOT,
+             "__name__": "__main__"}
     titles = re.findall(r"^## (.*)$", whole, re.MULTILINE)
     return {title: dict(names) for title in ["", *titles]}
 
 
-def stale(text: str, whole: str = "", run_all: bool = False) -> list[str]:
-    """What a part of the whole book shows that is not so, one message for each."""
+def renewed_numbers(
+    text: str, table: str, names: dict[str, dict[str, object]]
+) -> tuple[str, list[claims.Problem]]:
+    """The text with the numbers of its sentences renewed; and what was wrong with them."""
+    return claims.renewed(text, table, lambda title: next(
+        space for chapter, space in names.items() if chapter.startswith(title)))
+
+
+def stale(text: str, whole: str = "", table: str = "", run_all: bool = False) -> list[str]:
+    """What a part of the whole book shows that is not so, one message for each.
+
+    `table` says where the numbers in its sentences come from.
+    """
     wrong = []
 
     def complain(place: int, message: str) -> None:
@@ -211,28 +178,25 @@ def stale(text: str, whole: str = "", run_all: bool = False) -> list[str]:
     for match in FIGURE.finditer(text):
         path, command = ROOT / match["path"], match["command"]
         drawn = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if match["kind"] == "figure" and command_output(command) != drawn:
+        if match["kind"] == "figure" and drawings(command).get(path.name) != drawn:
             complain(match.start(), f"{match['path']} is not what `{command}` draws")
         elif match["kind"] != "figure" and match["seal"] is None:
             complain(match.start(), f"{NEVER} `{command}`: then `python tests/book.py seal`")
         elif match["kind"] != "figure" and seal(command, drawn) != match["seal"]:
             complain(match.start(), f"{match['path']} is not what was sealed: draw it "
                      "again, then `python tests/book.py seal`")
-    for match in VALUE.finditer(text):
-        try:
-            right = evaluate(match, names[chapter_of(text, match.start())])
-        except Exception as error:
-            right = f"{type(error).__name__}: {error}"
-        if right != match["number"]:
-            complain(match.start(), f"{match['number']}: {match['code']} is {right}")
+    for problem in renewed_numbers(text, table, names)[1]:
+        if problem.line:
+            wrong.append(f"tests/{claims.TABLE.name}:{problem.line}: {problem.message}")
+        else:
+            complain(problem.place, problem.message)
     known = {match.start() for kind in (OUTPUT, FIGURE) for match in kind.finditer(text)}
-    known |= {match.end("close") for match in VALUE.finditer(text)}
     hidden = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
     masked = hidden.sub(lambda m: " " * len(m[0]), text)
     for match in MARK.finditer(masked):
         if match.start() not in known:
-            complain(match.start(), "this mark has nothing to mark: a value stands right "
-                     "behind its number, the others right above a block or a picture")
+            complain(match.start(), "this is no mark, or has nothing to mark: marks stand "
+                     "right above a block or a picture")
     return wrong
 
 
@@ -256,7 +220,7 @@ def stale_output(match: re.Match[str], run_all: bool) -> Iterator[str]:
             yield f"`{command}` prints {len(new)} numbers, and the book has {len(old)}"
 
 
-def refresh(text: str, word: str | None) -> str:
+def refresh(text: str, word: str | None, table: str = "") -> str:
     """The book with its numbers renewed; the long ones if `word` is in the command."""
     lines = text.split("\n")
     changes = []
@@ -277,19 +241,14 @@ def refresh(text: str, word: str | None) -> str:
     text = OUTPUT.sub(renew, "\n".join(lines))
     for match in FIGURE.finditer(text):
         if match["kind"] == "figure":
-            drawn = command_output(match["command"])
-            (ROOT / match["path"]).write_text(drawn, encoding="utf-8")
-    for names_of_chapter in names.values():         # the transcripts may be new ones
-        names_of_chapter["shown"] = shown_in(text)
-
-    def renew_value(match: re.Match[str]) -> str:
-        try:
-            right = evaluate(match, names[chapter_of(text, match.start())])
-        except Exception:                           # `check` will say what is wrong
-            return match[0]
-        return match[0].replace(match["number"], right, 1)
-
-    return VALUE.sub(renew_value, text)
+            path = ROOT / match["path"]
+            path.write_text(drawings(match["command"])[path.name], encoding="utf-8")
+    for chapter, fresh in namespaces(text).items():     # the transcripts may be new ones
+        names[chapter].update({name: fresh[name] for name in ("shown", "code", "said")})
+    text, _ = renewed_numbers(text, table, names)
+    for left in renewed_numbers(text, table, names)[1]:     # in words, or not in the table
+        print(f"cannot renew this: {left.message}", file=sys.stderr)
+    return text
 
 
 def sealed(match: re.Match[str], below: str, new: str) -> str:
@@ -319,16 +278,16 @@ def seal_all(text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     sys.path[:0] = [str(ROOT / "build")]
-    text = BOOK.read_text(encoding="utf-8")
+    text, table = (path.read_text(encoding="utf-8") for path in (BOOK, claims.TABLE))
     if arguments[:1] == ["refresh"]:
         word = arguments[1] if arguments[1:] else None
         word = "" if word == "all" else word
-        BOOK.write_text(refresh(text, word), encoding="utf-8")
+        BOOK.write_text(refresh(text, word, table), encoding="utf-8")
         return 0
     if arguments == ["seal"]:
         BOOK.write_text(seal_all(text), encoding="utf-8")
         return 0
-    wrong = stale(text, run_all=arguments == ["check", "all"])
+    wrong = stale(text, table=table, run_all=arguments == ["check", "all"])
     print("\n".join(wrong) or "every number in the book is what the program prints")
     return 1 if wrong else 0
 

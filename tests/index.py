@@ -41,6 +41,7 @@ def refer(block: tangle.Block) -> str:
     if block.kind == "file":
         package, inside, path = name.partition("simple_llm/")
         name = path if inside else f"build/{package}"
+    name = name.replace("__", r"\_\_")                    # no bold type
     return f"[{name} {block.part}]" if block.part > 1 else f"[{name}]"
 
 

@@ -13,9 +13,10 @@ from typing import Iterator
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "build")]
 
+import claims  # noqa: E402
 import tangle  # noqa: E402
 
-LONGEST_CHUNK, WIDEST_LINE, FEWEST_WORDS, MOST_KILOBYTES = 25, 88, 4.0, 445
+LONGEST_CHUNK, WIDEST_LINE, FEWEST_WORDS, MOST_KILOBYTES = 25, 88, 4.0, 400
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FORMULA = re.compile(r"\$`.+?`\$", re.DOTALL)
 EXERCISE = re.compile(r"^- \*\d+\.\d+\* \(([^)]*)\)", re.M)
@@ -25,8 +26,8 @@ Problem = tuple[int, str]
 class Book:
     """The text, and the same with all code blanked, line for line."""
 
-    def __init__(self, text: str, root: Path = ROOT) -> None:
-        self.text, self.root = text, root
+    def __init__(self, text: str, root: Path = ROOT, numbers: str = "") -> None:
+        self.text, self.root, self.numbers = text, root, numbers
         self.blocks, _ = tangle.read_blocks(text)
         self.tangled = [block for block in self.blocks if block.kind]
         lines = text.split("\n")
@@ -135,6 +136,14 @@ def find_bare_pictures(book: Book) -> Iterator[Problem]:
             yield number, "a picture without <!-- figure: COMMAND --> right above it"
 
 
+def find_unmarked_outputs(book: Book) -> Iterator[Problem]:
+    """Above what a program printed stands the command that printed it."""
+    for block in book.blocks:
+        if block.language == "text" and not block.kind and not re.match(
+                "<!-- (output|long)[ :]", book.lines[block.line - 2]):
+            yield block.line, "an output without <!-- output: COMMAND --> right above it"
+
+
 def find_stray_tags(book: Book) -> Iterator[Problem]:
     """What looks like HTML is not shown, unless it is marked as code."""
     prose = COMMENT.sub(blank, FORMULA.sub(blank, book.prose()))
@@ -215,14 +224,25 @@ def find_too_many_bytes(book: Book) -> Iterator[Problem]:
         yield 0, f"the book has {size:.0f} KB: {MOST_KILOBYTES} is the limit"
 
 
+def find_unexplained_numbers(book: Book) -> Iterator[Problem]:
+    """Every number in a sentence stands in tests/numbers.txt, with what it comes from."""
+    for problem in claims.unexplained(book.text, book.numbers):
+        line = book.text.count("\n", 0, problem.place) + 1
+        yield ((0, f"tests/{claims.TABLE.name}:{problem.line}: {problem.message}")
+               if problem.line else (line, problem.message))
+
+
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
          find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
-         find_undefined_terms, find_too_few_words, find_too_many_bytes]
+         find_unmarked_outputs,
+         find_undefined_terms, find_too_few_words, find_too_many_bytes,
+         find_unexplained_numbers]
 
 
 def problems(book: Book) -> list[str]:
     found = sorted(problem for rule in RULES for problem in rule(book))
-    return [f"simple_llm.md:{line}: {wrong}" if line else f"simple_llm.md: {wrong}"
+    return [f"simple_llm.md:{line}: {wrong}" if line
+            else wrong if wrong.startswith("tests/") else f"simple_llm.md: {wrong}"
             for line, wrong in found]
 
 
@@ -230,6 +250,17 @@ def kinds_of_exercises(book: Book) -> dict[str, int]:
     """An exercise opens with *N.m* (kind, difficulty, time)."""
     kinds = [mark.partition(",")[0] for mark in EXERCISE.findall(book.prose())]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def bytes_of(book: Book) -> dict[str, int]:
+    """What the book's bytes are spent on."""
+    captions = re.findall(r"^<a id=.*</sub>$", book.prose(), re.M)
+    sizes = {"captions": sum(len(line.encode()) + 1 for line in captions)}
+    for block in book.blocks:
+        kind = "code" if block.kind else "shown"
+        size = sum(len(line.encode()) + 1 for line in block.body) + len("```\n```python\n")
+        sizes[kind] = sizes.get(kind, 0) + size
+    return {"prose": len(book.text.encode()) - sum(sizes.values()), **sizes}
 
 
 def table(book: Book) -> dict[str, str]:
@@ -241,6 +272,8 @@ def table(book: Book) -> dict[str, str]:
     exercises = kinds_of_exercises(book)
     kinds = ", ".join(f"{count} {kind}" for kind, count in exercises.items())
     languages = [block.language for block in book.blocks]
+    computed, given = claims.counts(book.text, book.numbers)
+    parts = ", ".join(f"{size / 1000:.0f} {kind}" for kind, size in bytes_of(book).items())
     return {
         "chapters": str(len(re.findall(r"^## \d+\. ", prose, re.M))),
         "words of prose": f"{words:,}",
@@ -255,14 +288,15 @@ def table(book: Book) -> dict[str, str]:
                      "the text",
         "sessions": str(languages.count("pycon")),
         "outputs": str(len(re.findall(r"^<!-- (?:output|long)\b", prose, re.M))),
-        "numbers checked in the text": str(prose.count("<!-- value: ")),
+        "numbers in sentences": f"{computed} computed, {given} given or names",
         "links": str(len(find_links(book))),
-        "size": f"{len(book.text.encode()) / 1000:.0f} KB of {MOST_KILOBYTES}",
+        "size": f"{len(book.text.encode()) / 1000:.0f} KB of {MOST_KILOBYTES}: {parts}",
     }
 
 
 def main() -> int:
-    book = Book(tangle.read_document())
+    numbers = claims.TABLE.read_text(encoding="utf-8")
+    book = Book(tangle.read_document(), numbers=numbers)
     wrong = problems(book)
     for name, figure in table(book).items():
         print(f"{name:29}{figure}")

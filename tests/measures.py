@@ -1,0 +1,130 @@
+"""Measurements of a few lines, for the numbers in the book's sentences (numbers.txt)."""
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import random
+import re
+import sys
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+
+def counting(n: int):
+    """An n-gram model of 2,000 stories, and held-out stories with their ids."""
+    from simple_llm.corpus import StoryCorpus, World
+    from simple_llm.ngram import NGram
+    corpus, rng = StoryCorpus(World()), random.Random(0)
+    ids, model = corpus.tokenizer.ids, NGram(n, corpus.tokenizer.vocab_size)
+    for _ in range(2000):
+        model.learn([1] + [ids[word] for word in World().tell(rng).words])
+    return model, ids, [(story, [1] + [ids[word] for word in story.words])
+                        for story in corpus.held_out]
+
+
+def lost_on_answers() -> float:
+    """Of what lies between the trigram's loss and the floor, the share of the answers."""
+    from simple_llm.corpus import floor
+    model, _, held_out = counting(3)
+    lost, tokens = 0.0, 0
+    for story, ids in held_out:
+        tokens += len(ids) - 1
+        for place, _ in story.answers:
+            context = tuple(ids[place - 1:place + 1])
+            lost -= math.log(model.probability(context, ids[place + 1]))
+    above = model.loss(ids for _, ids in held_out) - floor(story for story, _ in held_out)
+    return lost / tokens / above
+
+
+def bigram(word: str, following: str) -> float:
+    model, ids, _ = counting(2)
+    return model.probability((ids[word],), ids[following])
+
+
+def padding() -> float:
+    """The share of an epoch's batches that is padding."""
+    from simple_llm.corpus import StoryCorpus, World
+    return float(np.mean([(b.targets < 0).mean() for b in StoryCorpus(World()).batches(1)]))
+
+
+def unicode_characters() -> int:
+    """How many characters Unicode has assigned, for this Python."""
+    return sum(unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs")
+               for code in range(sys.maxunicode + 1))
+
+
+def odd_numbers() -> int:
+    """The characters that are numbers for GPT-2's pattern, and not for Python's."""
+    every = map(chr, range(sys.maxunicode + 1))
+    return sum(c.isnumeric() and not c.isdecimal() and not c.isalpha() for c in every)
+
+
+def gelu_operations() -> int:
+    """The operations on arrays in the function that computes GELU."""
+    from simple_llm.layers import gelu
+    lines = inspect.getsource(gelu).split("\n")[3:]
+    return sum(bool(re.match(r"\s+(?:np\.|\w+ [-+*/]=)", line)) for line in lines)
+
+
+def parameters(vocabulary: int, context: int, width: int, blocks: int) -> int:
+    """Of a model of these sizes, by the formula of exercise 8.4."""
+    return ((vocabulary + context) * width + 2 * width
+            + blocks * (12 * width * width + 13 * width))
+
+
+def config_fields() -> int:
+    """How many fields transformers writes into a GPT-2's config.json."""
+    with zipfile.ZipFile(Path(__file__).with_name("hf.zip")) as fixture:
+        return len(json.loads(fixture.read("float32/config.json")))
+
+
+def width_inside() -> int:
+    """How wide feed-forward makes the vectors of the small model."""
+    from simple_llm.model import Config, SimpleLLM
+    return SimpleLLM(Config(27, 73), seed=0).blocks[0].feed_forward.widen.weight.data.shape[1]
+
+
+def scratch_share() -> float:
+    """Of a step's arrays, the share that layers of a kind have in common: as if each had
+    its own."""
+    from simple_llm.corpus import StoryCorpus, World
+    from simple_llm.layers import Layer
+    from simple_llm.model import Config, SimpleLLM
+    arrays: dict[tuple[object, ...], int] = {}
+    real = {way: getattr(Layer, way) for way in ("workspace", "scratch")}
+
+    def watch(way: str):
+        def claim(self, name, shape, dtype):
+            array = real[way](self, name, shape, dtype)
+            arrays[way, id(self), name] = array.nbytes
+            return array
+        return claim
+
+    try:
+        for way in real:
+            setattr(Layer, way, watch(way))
+        model, batch = SimpleLLM(Config(27, 73)), next(StoryCorpus(World()).batches(1))
+        model.loss(batch.ids, batch.targets)
+        model.backward()
+    finally:
+        for way in real:
+            setattr(Layer, way, real[way])
+    shared = sum(size for (way, *_), size in arrays.items() if way == "scratch")
+    return shared / sum(arrays.values())
+
+
+def best_step(dtype: type) -> int:
+    """For which n a step of 10 to the -n finds the derivative of x³ best (exercise 5.2)."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.5, 2, 1000).astype(dtype)
+
+    def error(n: int) -> float:
+        h = dtype(10.0 ** -n)
+        found = ((x + h) ** 3 - (x - h) ** 3) / (2 * h)
+        return float(np.abs(found / (3 * x.astype(float) ** 2) - 1).mean())
+
+    return min(range(1, 13), key=error)
