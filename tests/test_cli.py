@@ -15,11 +15,12 @@ import pytest
 import simple_llm
 from simple_llm.__main__ import COMMANDS, make_options, make_parser, read_arguments
 from simple_llm.corpus import StoryCorpus, TextCorpus, World
+from simple_llm.figures import write_curve
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.optimizer import AdamW
 from simple_llm.resume import CHECKPOINT, read_checkpoint
 from simple_llm.tokenizer import Tokenizer
-from simple_llm.train import Options, train
+from simple_llm.train import Moment, Options, Score, train
 
 BUILD = Path(simple_llm.__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(BUILD), "PYTHONIOENCODING": "utf-8"}
@@ -177,6 +178,15 @@ def test_the_loss_curve_is_a_picture(world, home):
         root = xml.etree.ElementTree.fromstring(picture)
         assert root.tag.endswith("svg")
         assert "nan" not in picture.lower()
+
+
+@pytest.mark.parametrize("losses", [(1.0, 0.0), (0.0, 0.0), (3.0, 3.0)], ids=str)
+def test_a_loss_of_zero_can_be_drawn(tmp_path, losses):
+    """A text of one letter is learned perfectly."""
+    history = [Moment(1, step, 1, 0.0, 9, Score(loss, None, None))
+               for step, loss in enumerate(losses)]
+    write_curve(tmp_path / "loss.svg", history, {"uniform": 0.0, "ours": 0.0}, None, 1)
+    assert "nan" not in (tmp_path / "loss.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", [(), ("train",), ("generate",), ("eval",)], ids=str)
@@ -766,6 +776,12 @@ def test_what_is_unknown_is_paid_for_and_its_bytes_are_not_counted():
     assert "50.0% of the tokens unknown" in corpus.price(1.0)
 
 
+def test_a_text_of_which_nothing_is_known_is_measured_without_a_traceback(home):
+    (home / "other.txt").write_text("日本語" * 200, encoding="utf-8")
+    done = run("eval", "--corpus", "other.txt", cwd=home)
+    assert done.returncode == 0 and "nan bits per byte (100.0% of" in done.stdout
+
+
 # While one waits, and when one types
 
 
@@ -793,6 +809,7 @@ def test_in_a_chat_a_line_can_be_edited(tmp_path):
     try:
         while b"the key\r\n" not in shown.split(b"anna ?")[-1]:
             shown += os.read(master, 1000)
+        assert process.wait(timeout=20) == 0               # the last Ctrl-D has left it
     finally:
         process.kill()
         os.close(master)
