@@ -293,6 +293,14 @@ def test_a_second_training_in_the_same_directory_is_refused_and_the_first_goes_o
     assert not stale.exists()
 
 
+def test_a_directory_that_the_training_makes_is_locked_too(tmp_path):
+    process = training(make_home(tmp_path / "home"))
+    done = run("train", *SHORT, cwd=tmp_path / "home")
+    process.kill()
+    process.communicate(timeout=20)
+    assert_refused(done, "another training is at work in model")
+
+
 FORKING = """
 import os, pathlib, time
 from simple_llm.resume import CHECKPOINT, Run
