@@ -301,6 +301,13 @@ def test_a_directory_that_the_training_makes_is_locked_too(tmp_path):
     assert_refused(done, "another training is at work in model")
 
 
+def test_a_process_may_train_twice_into_one_directory(tmp_path):
+    twice = "import sys; from simple_llm.__main__ import main; sys.exit(main() or main())"
+    done = subprocess.run([sys.executable, "-c", twice, "train", *SHORT], env=ENV, timeout=60,
+                          cwd=make_home(tmp_path / "home"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 FORKING = """
 import os, pathlib, time
 from simple_llm.resume import CHECKPOINT, Run
