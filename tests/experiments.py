@@ -27,12 +27,12 @@ def compare_ingredients() -> None:
 
 
 def compare_seeds() -> None:
-    """The whole training, with ten seeds; the scores on the way tell when the jump came."""
+    """The whole training, with ten seeds; the scores on the way tell when the jump was over."""
     print(f"{'seed':>4} {'above the floor':>16} {'answered':>9} {'against habit':>14} "
-          f"{'half of these by':>17}")
+          f"{'80% of these by':>17}")
     for seed in range(10):
         above, scores = experiment(seed, epochs=100)
-        jump = next((epoch for epoch, s in scores if s.unusual > 0.5), "never")
+        jump = next((epoch for epoch, s in scores if s.unusual > 0.8), "never")
         score = scores[-1][1]
         print(f"{seed:4} {above:16.3f} {score.answers:9.1%} {score.unusual:14.1%} "
               f"{f'epoch {jump}':>17}", flush=True)

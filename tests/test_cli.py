@@ -489,6 +489,16 @@ def test_fine_tuning_keeps_the_sizes_and_the_vocabulary(home):
     assert Tokenizer.load(home / "tuned").tokens == Tokenizer.load(home / "model").tokens
 
 
+def test_dropout_of_a_model_that_is_trained_further_is_that_of_the_command_line(home):
+    """In the model and in its config, from which the helpers make theirs."""
+    from simple_llm.__main__ import make_corpus, make_model
+    model, corpus = Path(home) / "model", str(Path(home) / "text.txt")
+    args = read_arguments(["train", "--from", str(model), "--corpus", corpus,
+                           "--dropout", "0.25", "--workers", "1"])
+    made = make_model(args, make_corpus(args))
+    assert made.config.dropout == 0.25 and {d.p for d in made.dropouts} == {0.25}
+
+
 def test_fine_tuning_refuses_other_sizes(home):
     done = run("train", "--corpus", "text.txt", "--from", "model", "--layers", 3, cwd=home)
     assert_refused(done, "--layers", "--from")

@@ -387,7 +387,8 @@ def test_of_the_processes_of_mpiexec_the_first_decides_when_to_stop(tmp_path):
     for rank, status in (("0", 40 + 130), ("1", 0)):
         env = {**ENV, "PYTHONPATH": f"{ENV['PYTHONPATH']}{os.pathsep}{tmp_path}",
                "PMI_RANK": rank, "PMI_SIZE": "2"}
-        done = subprocess.run([sys.executable, "-c", INTERRUPTED, "train", *SHORT], env=env,
+        done = subprocess.run([sys.executable, "-c", INTERRUPTED, "train",
+                               *torture.TEXTS, "--epochs", "4"], env=env,
                               cwd=home, capture_output=True, text=True, timeout=60)
         assert done.returncode == status, done.stderr
     assert read_checkpoint(home / "model" / CHECKPOINT).step == 4

@@ -224,6 +224,15 @@ def test_an_empty_prompt_is_refused(prompt):
         list(make_model().generate(prompt))
 
 
+def test_a_stop_may_be_none_an_id_or_several():
+    model = make_model()
+    said = list(model.generate([1], max_new_tokens=20, seed=3, stop=None))
+    assert len(said) == 20
+    for stop in (said[5], np.int64(said[5]), {said[5]}, [said[5], 10**6]):
+        cut = list(model.generate([1], max_new_tokens=20, seed=3, stop=stop))
+        assert cut == said[: said.index(said[5])]
+
+
 def test_the_prompt_is_left_alone():
     prompt = [1, 2, 3]
     list(make_model().generate(prompt, max_new_tokens=5, seed=0))

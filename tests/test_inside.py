@@ -169,3 +169,13 @@ def test_the_page_works_for_a_model_of_something_else():
     model = SimpleLLM(Config(9, 12, 8, 1, 2))
     html = page(model, [1, 5, 6], [f"t{i}" for i in range(9)])
     assert "t5" in html and "questions answered" not in html
+
+
+def test_backward_after_a_look_inside_is_refused():
+    """It would mix the text that was looked at with the one whose loss was computed."""
+    model = SimpleLLM(Config(11, 8, 8, 2, 2))
+    ids = np.array([[1, 2, 3]])
+    model.loss(ids, ids)
+    inside.look_inside(model, [4, 5])
+    with pytest.raises(RuntimeError, match="needs a loss"):
+        model.backward()

@@ -1,5 +1,7 @@
 """The whole model: gradients, causality, precision, and what it refuses."""
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -357,3 +359,18 @@ def test_train_and_eval_switch_dropout():
     assert not np.array_equal(model.forward(IDS), quiet)
     model.eval()
     assert np.array_equal(model.forward(IDS), quiet)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_a_model_learns_by_itself(clone):
+    model = make_model()
+    twin = clone(model)
+    before = model.data.copy()
+    for one in (model, twin):
+        one.zero_grad()
+        one.loss(IDS, IDS)
+        one.backward()
+    np.testing.assert_array_equal(twin.grad, model.grad)
+    twin.data -= twin.grad
+    assert np.array_equal(model.data, before)
+    assert not np.array_equal(twin.forward(IDS), model.forward(IDS))

@@ -526,7 +526,8 @@ class Scripted:
     def forward(self, ids):
         rows, start = [], self.corpus.at
         self.corpus.at += len(ids)
-        for story in self.corpus.held_out[start:start + len(ids)]:
+        by_length = sorted(self.corpus.held_out, key=lambda story: len(story.words))
+        for story in by_length[start:start + len(ids)]:
             row = [self.say(story, place) for place in range(len(story.words))]
             rows.append(row + ["<pad>"] * (ids.shape[1] - len(row)))
         said = [[self.corpus.tokenizer.ids[word] for word in row] for row in rows]
