@@ -142,7 +142,7 @@ def read_info(info: str) -> tuple[str, str, str | None]:
 def find_problems(blocks: list[Block], build: Path | None) -> Iterator[Problem]:
     """What is wrong with paths, names and references."""
     files: dict[str, int] = {}
-    for _, path, _, _, line, _ in (block for block in blocks if block.kind == "file"):
+    for path, line in [(b.name, b.line) for b in blocks if b.kind == "file"]:
         if files.setdefault(path, line) != line:
             yield line, f"the file {path} is defined twice, first at line {files[path]}"
         elif wrong := path_problem(path, build):
@@ -358,7 +358,8 @@ def write(files: dict[str, str], build: Path = BUILD, force: bool = False) -> li
             with suppress(OSError):  # up to one that is not empty, as build/ never is
                 os.removedirs((build / path).parent)
         if gone or any(new[path] not in known.get(path, []) for path in new):
-            both = {path: [*{new[path], found.get(path, new[path])}] for path in new}
+            both = {path: sorted({right, found.get(path, right)})
+                    for path, right in new.items()}
             replace_file(build / MANIFEST, json.dumps(both, indent=1))
         for path in stale:
             (build / path).parent.mkdir(parents=True, exist_ok=True)

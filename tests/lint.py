@@ -56,8 +56,8 @@ def code_lines(block: tangle.Block) -> int:
 
 def find_long_chunks(book: Book) -> Iterator[Problem]:
     for block in book.tangled:
-        if block.kind == "chunk" and code_lines(block) > LONGEST_CHUNK:
-            yield block.line, f"⟨{block.name}⟩ has {code_lines(block)} lines"
+        if code_lines(block) > LONGEST_CHUNK:
+            yield block.line, f"{block.label()} has {code_lines(block)} lines"
 
 
 def find_wide_lines(book: Book) -> Iterator[Problem]:

@@ -60,6 +60,11 @@ def test_a_chunk_of_26_lines_is_noticed():
         f"⟨{first_chunk().name}⟩ has 26 lines"]
 
 
+def test_a_file_of_26_lines_is_noticed():
+    fence = "```python {file=simple_llm/model.py}\n"
+    assert broken(changed(fence, fence + "x = 0\n" * 26), lint.find_long_chunks)
+
+
 def test_a_line_of_89_columns_is_noticed():
     fence = "```python {#%s}\n" % first_chunk().name
     assert not broken(changed(fence, fence + "#" * 88 + "\n"), lint.find_wide_lines)
