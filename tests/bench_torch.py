@@ -192,8 +192,8 @@ RECIPE = dict(steps=2000, peak=1e-3, low=1e-4, warmup=100)  # nanoGPT's, for a C
 def train_on_text(side: str, path: str) -> None:
     """In a process of its own: learn the characters of a text; say the held-out loss.
 
-    Ours is the command line, as people use it; theirs is the plain loop, with as many
-    evaluations of as many tokens.
+    Ours is the command line, as people use it; theirs is the plain loop, with 25
+    evaluations on the way, of as many tokens as each of ours, which are some more.
     """
     if side == "our-text":
         from simple_llm.__main__ import main
@@ -209,7 +209,7 @@ def train_on_text(side: str, path: str) -> None:
     text, (config, _) = Path(path).read_text(encoding="utf-8"), SIZES["nano"]
     corpus = TextCorpus(text, Tokenizer.from_text(text, "char"), config.context_length)
     model = torch_model(replace(config, vocab_size=corpus.tokenizer.vocab_size))
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if p.ndim == 2:
             torch.nn.init.normal_(p, std=0.02)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.1,
