@@ -23,7 +23,7 @@ from simple_llm.optimizer import SGD, AdamW, clip_gradients, learning_rate
 from simple_llm.parallel import DataParallel
 from simple_llm.tokenizer import Tokenizer
 from simple_llm.train import (
-    Options, Score, attention_to_self, evaluate, evaluate_stories, train,
+    Options, Score, attention_to_self, evaluate, evaluate_stories, mark, train,
 )
 
 BUILD = Path(simple_llm.__file__).parent.parent
@@ -543,7 +543,7 @@ def held_out():
 
 def test_a_model_that_is_always_right_answers_everything(held_out):
     model = Scripted(held_out, lambda story, place: story.words[place])
-    score = evaluate_stories(model, held_out, held_out.held_out)
+    score = evaluate_stories(DataParallel(model), held_out, held_out.held_out)
     assert (score.answers, score.unusual) == (1.0, 1.0)
 
 
@@ -554,7 +554,8 @@ def test_a_model_that_goes_by_habit_answers_no_unusual_question(held_out):
                 return "."
         return story.words[place]
 
-    score = evaluate_stories(Scripted(held_out, by_habit), held_out, held_out.held_out)
+    team = DataParallel(Scripted(held_out, by_habit))
+    score = evaluate_stories(team, held_out, held_out.held_out)
     answers = [answer for story in held_out.held_out for answer in story.answers]
     share = sum(answer.habitual for answer in answers) / len(answers)
     assert score.unusual == 0.0
@@ -570,8 +571,29 @@ def test_the_loss_on_stories_is_the_mean_over_all_their_tokens(held_out):
         n = batch.targets.size
         total += CrossEntropy().forward(model.forward(batch.ids), batch.targets) * n
         count += n
-    score = evaluate_stories(model, held_out, held_out.held_out)
+    score = evaluate_stories(DataParallel(model), held_out, held_out.held_out)
     assert score.loss == pytest.approx(total / count, rel=1e-9)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_team_gives_the_score_of_one_to_the_last_bit(workers, held_out):
+    """And with the weights of now, not of when its helpers began."""
+    for corpus in held_out, text_corpus():
+        length = getattr(corpus, "longest", 8)
+        model = make_model(np.float32, V=corpus.tokenizer.vocab_size, L=length)
+        with DataParallel(model, workers) as team:
+            model.data *= 1.5
+            assert evaluate(model, corpus, True, team) == evaluate(model, corpus, True)
+
+
+def test_batches_come_back_in_the_order_in_which_they_were_dealt_out():
+    batches = [(np.full((1, 2), n % 9), np.full((1, 2), 1)) for n in range(7)]
+    model = make_model()
+    alone = [parallel.do_all(model, mark, [batch])[0][0] for batch in batches]
+    assert len(set(alone)) == len(alone)
+    with DataParallel(model, 3) as team:
+        for few in range(8):                   # also none, and fewer than workers
+            assert [loss for loss, _ in team.each(mark, batches[:few])] == alone[:few]
 
 
 def test_attention_to_self_lets_no_position_see_another_and_is_undone():
