@@ -154,7 +154,7 @@ def draw_roofline(path: Path) -> None:
 FIRST = [
     ("x * x * x for x**3", [(GELU, "forward", gelu_with_power)]),
     ("GELU in pieces, in place", [(GELU, "forward", gelu_at_once)]),
-    ("attention: views, division last", [
+    ("attention: in place, on views", [
         (CausalSelfAttention, "forward", attend),
         (CausalSelfAttention, "backward", attend_backward)]),
     ("LayerNorm by products", [

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import simple_llm
+import simple_llm.__main__ as command_line
 from simple_llm.__main__ import COMMANDS, make_options, make_parser, read_arguments
 from simple_llm.corpus import StoryCorpus, TextCorpus, World
 from simple_llm.figures import write_curve
@@ -838,3 +839,13 @@ def test_pyproject_names_the_entry_point_and_the_versions():
     assert project["requires-python"] == ">=3.10"
     wanted = (BUILD.parent / "requirements.txt").read_text().split()
     assert project["dependencies"] == [line for line in wanted if line.startswith("numpy")]
+
+
+def test_the_time_of_training_is_without_the_ladder(tmp_path, monkeypatch, capsys):
+    """Which trains another model, for comparison."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_line, "climb", lambda *_: time.sleep(2) or {})
+    Path("a.txt").write_text(TEXT)
+    options = [word for word in TINY if word != "--no-ladder"]
+    assert command_line.main(["train", "--corpus", "a.txt", *options]) == 0
+    assert re.search(r"after [01] s of training", capsys.readouterr().out)
