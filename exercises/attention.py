@@ -84,52 +84,22 @@ def heads(x: Array) -> Array:
     return x.reshape(B, T, -1, H, D).transpose(2, 0, 3, 1, 4)
 
 
-def grade_forward(mine: Module, book: Module, weights_only: bool) -> Race:
-    """Of weigh-the-positions (the weights) or blend-the-values (the output)."""
+def turn(a: Array) -> Array:
+    """The transpose of each head's matrix."""
+    return a.transpose(0, 1, 3, 2)
+
+
+SAVED = "q", "k", "v", "p", "dropped", "o"
+
+
+def grade_forward(mine: Module, book: Module,
+                  check_part: Callable[[Any, Any, Array], None]) -> Race:
+    """Of weigh-the-positions or blend-the-values; `check_part` knows its mistakes."""
     x = normal(B, T, H * D)
     ours, right = make_attention(mine), make_attention(book)
-    y, right_y = ours.forward(x), right.forward(x).copy()
-    saved = getattr(ours, "saved", None)
-    if not isinstance(saved, tuple) or len(saved) != 7:
-        raise Wrong("self.saved must be (q, k, v, e, dropped, sums, o) for `backward`.")
-    q, k, v, e, _, sums, o = saved
-    p = right.saved[3] / right.saved[5]
-    scores = q @ k.transpose(0, 1, 3, 2)
-    mask = right.mask[:T, :T]
-    check("sums", np.zeros(np.shape(sums)), np.zeros((B, H, T, 1)))
-    check("e", np.zeros(np.shape(e)), np.zeros((B, H, T, T)))
-    if not weights_only:
-        mistakes = {
-            "is not divided by the sums of the weights": o_to_y(right, e @ v),
-            "is multiplied by the sums, not divided": o_to_y(right, e @ v * sums),
-            "is divided by the sums twice": o_to_y(right, e @ v / sums**2),
-            "has its heads joined with a reshape where a transpose is meant":
-                right.project.forward((p @ v).reshape(B, T, H * D)).copy(),
-            "is the plain mean of the values": o_to_y(
-                right, np.broadcast_to(v.mean(axis=2, keepdims=True), v.shape)),
-            "blends the keys, not the values": o_to_y(right, p @ k),
-            "blends the queries, not the values": o_to_y(right, p @ q)}
-        check("The output", y, right_y, mistakes, FACTORS)
-        check("o in self.saved", o, p @ v, {"is not divided by the sums": e @ v}, FACTORS)
-    else:
-        total = e.sum(axis=-1, keepdims=True)
-        if not agree(total, sums):
-            if agree(total, np.ones_like(total)):
-                raise Wrong("The rows of e are divided by their sums here already; o is "
-                            "divided by `sums` later, so that would be twice.")
-            check("sums", sums, total, {
-                "is of the columns: each row has its sum": np.broadcast_to(
-                    e.sum(axis=-2)[..., None], total.shape)})
-        check("e / sums", e / sums, p, {
-            "lacks the mask: each position sees the future": rows_to_one(scores),
-            "is scaled twice: q was multiplied by 1/√D before":
-                rows_to_one(scores / 3 + mask),
-            "is scaled by √D twice": rows_to_one(scores * 3 + mask),
-            "has the mask transposed: each position sees only the future":
-                rows_to_one(scores + mask.T),
-            "has queries and keys exchanged":
-                rows_to_one(scores.transpose(0, 1, 3, 2) + mask),
-            "is not exponentiated: weights are e to the score": scores / sums}, FACTORS)
+    right.forward(x)
+    check_part(ours, right, ours.forward(x))
+    check_saved("", ours, right)
     check_more_of_forward(mine, book, x)
     rows = normal(8, 64, 64, dtype=np.float32)
 
@@ -137,6 +107,73 @@ def grade_forward(mine: Module, book: Module, weights_only: bool) -> Race:
         layer = time_attention(module)
         return lambda: layer.forward(rows)
     return race
+
+
+def check_weights(ours: Any, right: Any, y: Array) -> None:
+    """Of weigh-the-positions: the weights p."""
+    q, k, _, p, _, _ = right.saved
+    scores, mask, got = q @ turn(k), right.mask[:T, :T], ours.saved[3]
+    check("p", np.zeros(np.shape(got)), np.zeros((B, H, T, T)))
+    unequal = np.isfinite(got).all() and not agree(got.sum(axis=-1), p.sum(axis=-1))
+    check("p", got, p, {
+        **wrong_sums(scores + mask),
+        "lacks the mask: each position sees the future": rows_to_one(scores),
+        "is masked after softmax: the future still counts in the sums":
+            rows_to_one(scores) * (mask == 0),
+        "is scaled twice: q was multiplied by 1/√D before":
+            rows_to_one(scores / 3 + mask),
+        "is scaled by √D twice": rows_to_one(scores * 3 + mask),
+        "has the mask transposed: each position sees only the future":
+            rows_to_one(scores + mask.T),
+        "has queries and keys exchanged": rows_to_one(turn(scores) + mask),
+        "is not exponentiated: weights are e to the score":
+            (scores + mask) / (scores + mask).sum(axis=-1, keepdims=True),
+        "has rows that do not sum to one": got if unequal else 0 * p}, FACTORS)
+
+
+def wrong_sums(scores: Array) -> dict[str, Array]:
+    """What p is if the exponentials are divided by anything but the sums of their rows."""
+    wrong: dict[str, Array] = {}
+    largest = scores.max(axis=-1, keepdims=True)
+    for e, how in ((np.exp(scores), ""), (np.exp(scores - largest),
+                                          " (from which the largest score was taken)")):
+        rows, columns = e.sum(axis=-1, keepdims=True), e.sum(axis=-2, keepdims=True)
+        wrong |= {
+            f"is not divided by the sums of its rows{how}: each row must sum to one": e,
+            f"is divided by the sums of its rows twice{how}": e / rows**2,
+            f"is multiplied by the sums of its rows, not divided{how}": e * rows,
+            f"is divided by the sums of its columns{how}: each row must sum to one":
+                e / columns,
+            f"has each row divided by the sum of a column{how}": e / turn(columns),
+            f"is divided by one sum for all{how}: each row has its own": e / e.sum()}
+    return wrong
+
+
+def check_blend(ours: Any, right: Any, y: Array) -> None:
+    """Of blend-the-values: what comes out, and that everything is kept."""
+    saved = getattr(ours, "saved", None)
+    if not isinstance(saved, tuple) or len(saved) != len(SAVED):
+        raise Wrong(f"self.saved must be ({', '.join(SAVED)}) for `backward`.")
+    q, k, v, p, _, o = right.saved
+    check("The output", y, o_to_y(right, o), {
+        "has its heads joined with a reshape where a transpose is meant":
+            right.project.forward((p @ v).reshape(B, T, H * D)).copy(),
+        "is the plain mean of the values": o_to_y(
+            right, np.broadcast_to(v.mean(axis=2, keepdims=True), v.shape)),
+        "has the values unblended": o_to_y(right, v),
+        "blends the keys, not the values": o_to_y(right, p @ k),
+        "blends the queries, not the values": o_to_y(right, p @ q),
+        "has p transposed: the weights of position i are its row i":
+            o_to_y(right, turn(p) @ v)}, FACTORS)
+
+
+def check_saved(when: str, ours: Any, right: Any) -> None:
+    """Is everything kept for `backward`, in the right order?"""
+    known = dict(zip(SAVED, right.saved))
+    mistakes = {f"is {name}": array for name, array in known.items()}
+    mistakes["is blended by p, not by `dropped`"] = known["p"] @ known["v"]
+    for (name, wanted), got in zip(known.items(), ours.saved):
+        check(f"{when}{name} in self.saved", got, wanted, mistakes, FACTORS)
 
 
 def o_to_y(layer: Any, o: Array) -> Array:
@@ -174,8 +211,8 @@ def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
     with np.errstate(all="ignore"):
         large = make_attention(mine).forward(60 * x)
     if not np.isfinite(large).all():
-        raise Wrong("With large scores the exponential overflows: take the largest of each "
-                    "row away first.")
+        raise Wrong("With large scores the exponential overflows, or all of a row's are 0: "
+                    "first take away from each row the largest score that it may see.")
     check("The output with large scores", large, make_attention(book).forward(60 * x))
     for sign in (1, -1):
         layers = [make_attention(module) for module in (mine, book)]
@@ -188,14 +225,16 @@ def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
             raise Wrong(f"If all scores are near {sign * 1200:+}, it fails: take the largest "
                         "of each row away first.")
         check(f"The output if all scores are near {sign * 1200:+}", got, right)
-    ours, right = (make_attention(m, drop=0.5).forward(x) for m in (mine, book))
-    if not agree(ours, right):
-        raise Wrong("With dropout it differs: the weights e go through "
-                    "self.drop_weights.forward once, and `sums` is of what they were before.")
-    x32 = x.astype(np.float32)
-    ours, right = (make_attention(module, np.float32).forward(x32)
-                   for module in (mine, book))
-    check("The output for float32", ours, right)
+    layers = [make_attention(module, drop=0.5) for module in (mine, book)]
+    if not agree(*(layer.forward(x) for layer in layers)):
+        raise Wrong("With dropout it differs: p, whose rows sum to one, goes through "
+                    "self.drop_weights.forward once, and what that returns blends the "
+                    "values, whatever its rows sum to.")
+    check_saved("With dropout, ", *layers)
+    layers = [make_attention(module, np.float32) for module in (mine, book)]
+    check("The output for float32", *(layer.forward(x.astype(np.float32))
+                                      for layer in layers))
+    check_saved("For float32, ", *layers)
 
 
 class Everything:
@@ -213,12 +252,12 @@ class Everything:
 
 @grader("weigh-the-positions")
 def grade_weights(mine: Module, book: Module) -> Race:
-    return grade_forward(mine, book, weights_only=True)
+    return grade_forward(mine, book, check_weights)
 
 
 @grader("blend-the-values")
 def grade_blend(mine: Module, book: Module) -> Race:
-    return grade_forward(mine, book, weights_only=False)
+    return grade_forward(mine, book, check_blend)
 
 
 def grade_attention_gradients(mine: Module, book: Module) -> Race:
@@ -227,68 +266,89 @@ def grade_attention_gradients(mine: Module, book: Module) -> Race:
     ours, right = spy_on(make_attention(mine)), spy_on(make_attention(book))
     for layer in (ours, right):
         layer.forward(x)
-    q, k, v, e, _, sums, _ = right.saved
-    p, scaled = e / sums, q.copy()
     with Untouched(dy=dy):
         got_dx = ours.backward(dy)
         right.backward(dy)
     if not ours.seen:
         raise Wrong("self.qkv.backward is never called, so nothing reaches x.")
     check("What is passed to self.qkv.backward", 0 * ours.seen[0], 0 * right.seen[0])
-    got, wanted = heads(ours.seen[0]), heads(right.seen[0])
-    do = heads(dy @ right.project.weight.data.T)[0]
-    dp = do @ v.transpose(0, 1, 3, 2)
-
-    def lower(da: Array) -> dict[str, Array]:
-        return {"dq": da @ k / 3, "dk": da.transpose(0, 1, 3, 2) @ scaled}
-
-    inner = (dp * p).sum(axis=-1, keepdims=True)
-    usual = {
-        "lacks what softmax takes away: from each row of dp its mean under p": p * dp,
-        "lacks the factor p of softmax": dp - inner,
-        "lacks the factor e of softmax": (dp - inner) / sums,
-        "has a plain sum of dp where the sum of dp · p belongs":
-            p * (dp - dp.sum(axis=-1, keepdims=True)),
-        "has what softmax takes away before the factor p: both terms have it":
-            p * dp - inner,
-        "has what softmax takes away before the factor e: both terms have it":
-            p * dp - inner / sums,
-        "is divided by the sums twice": p * (dp - inner) / sums,
-        "has the sum of dp · e where that of dp · p belongs": p * dp - e * inner,
-        "goes past softmax, as if p were the scores": dp,
-        "goes past softmax, as if e were the scores": dp / sums,
-        "has the wrong sign before what softmax takes away": p * (dp + inner),
-        "has the wrong axis in the sum of dp · p: it goes along a row":
-            p * (dp - (dp * p).sum(axis=-2, keepdims=True))}
-    wrong_v = {
-        "lacks the division by the sums": e.transpose(0, 1, 3, 2) @ do,
-        "has the weights untransposed: a value gets from all who looked at it": p @ do,
-        "has e untransposed: a value gets from all who looked at it": e @ (do / sums),
-        "does not go back through self.project": p.transpose(0, 1, 3, 2) @ heads(dy)[0],
-        "is do itself: it must be blended by the weights": do}
-    da = p * (dp - inner)
-    wrong_q = {"has da transposed": da.transpose(0, 1, 3, 2) @ k / 3,
-               "has the queries where the keys belong": da @ scaled / 3}
-    wrong_k = {"has da untransposed": da @ scaled,
-               "has the keys where the queries belong": da.transpose(0, 1, 3, 2) @ k}
-    check("dv", got[2], wanted[2], wrong_v, FACTORS)
-    for name, i, more in (("dq", 0, wrong_q), ("dk", 1, wrong_k)):
-        cases = {sentence: lower(wrong)[name] for sentence, wrong in usual.items()}
-        check(name, got[i], wanted[i], {**cases, **more}, FACTORS)
+    check_gradients(ours, right, dy)
     if got_dx is None:
         raise Wrong("`backward` returns None: is a `return` missing?")
-    dropped = [spy_on(make_attention(module, drop=0.5)) for module in (mine, book)]
-    for layer in dropped:
-        layer.forward(x)
-        layer.backward(dy)
-    if not agree(dropped[0].seen[0], dropped[1].seen[0]):
-        raise Wrong("With dropout it differs: gradients go back through drop_output and "
-                    "drop_weights, too.")
+    check_dropped_gradients(mine, book, x, dy)
     compare_layers(make_attention, mine, book, [(x, dy)])
     compare_layers(lambda module: make_attention(module, np.float32), mine, book,
                    [float32(x, dy), float32(x[:, :3], dy[:, :3])])
     return time_backward(time_attention, *(
         normal(8, 64, 64, dtype=np.float32) for _ in range(2)))
+
+
+def check_gradients(ours: Any, right: Any, dy: Array) -> None:
+    """Without dropout: dv, dq and dk, and what the usual mistakes make of them."""
+    q, k, v, p, _, _ = right.saved
+    do = heads(dy @ right.project.weight.data.T)[0]
+    dp = do @ turn(v)
+    inner = (dp * p).sum(axis=-1, keepdims=True)
+    wrong_v = {
+        "has the weights untransposed: a value gets from all who looked at it": p @ do,
+        "does not go back through self.project": turn(p) @ heads(dy)[0],
+        "is do itself: it must be blended by the weights": do}
+    wrong_a = {
+        "lacks what softmax takes away: from each row of dp its mean under p": p * dp,
+        "lacks the factor p of softmax": dp - inner,
+        "has a plain sum of dp where the sum of dp · p belongs":
+            p * (dp - dp.sum(axis=-1, keepdims=True)),
+        "has a plain mean of dp where the sum of dp · p belongs":
+            p * (dp - dp.mean(axis=-1, keepdims=True)),
+        "has the product of do and v where that of do and o belongs":
+            p * (dp - (do * v).sum(axis=-1, keepdims=True)),
+        "has what softmax takes away before the factor p: both terms have it":
+            p * dp - inner,
+        "has the factor p of softmax twice": p * p * (dp - inner),
+        "goes past softmax, as if p were the scores": dp,
+        "has only the diagonal of softmax, p (1 - p): a score moves all weights of its row":
+            p * (1 - p) * dp,
+        "has the wrong sign before what softmax takes away": p * (dp + inner),
+        "has the wrong axis in the sum of dp · p: it goes along a row":
+            p * (dp - (dp * p).sum(axis=-2, keepdims=True))}
+    da = p * (dp - inner)
+    more = {"dq": {"has da transposed": turn(da) @ k / 3,
+                   "has the queries where the keys belong": da @ q / 3},
+            "dk": {"has da untransposed": da @ q,
+                   "has the keys where the queries belong": turn(da) @ k}}
+    check_parts("", ours, right, wrong_v, wrong_a, more)
+
+
+def check_parts(when: str, ours: Any, right: Any, wrong_v: dict[str, Array],
+                wrong_a: dict[str, Array], more: dict[str, dict[str, Array]] = {}) -> None:
+    """Compare dv, and dq and dk, for which the mistakes are in da, or in `more`."""
+    q, k = right.saved[:2]
+    got, wanted = heads(ours.seen[0]), heads(right.seen[0])
+    check(f"{when}dv", got[2], wanted[2], wrong_v, FACTORS)
+    for i, name in enumerate(("dq", "dk")):
+        cases = {sentence: turn(da) @ q if i else da @ k / 3
+                 for sentence, da in wrong_a.items()}
+        check(f"{when}{name}", got[i], wanted[i], {**cases, **more.get(name, {})}, FACTORS)
+
+
+def check_dropped_gradients(mine: Module, book: Module, x: Array, dy: Array) -> None:
+    """The same with dropout."""
+    ours, right = (spy_on(make_attention(module, drop=0.5)) for module in (mine, book))
+    for layer in (ours, right):
+        layer.forward(x)
+        layer.backward(dy)
+    _, _, v, p, dropped, o = right.saved
+    W = right.project.weight.data.T
+    do = heads(right.drop_output.backward(dy) @ W)[0]
+    dp = do @ turn(v)
+    back, inner = right.drop_weights.backward(dp), (do * o).sum(axis=-1, keepdims=True)
+    check_parts("With dropout, ", ours, right, {
+        "does not go back through self.drop_output": turn(dropped) @ heads(dy @ W)[0],
+        "has p where `dropped` belongs, which blended the values": turn(p) @ do}, {
+        "does not go back through self.drop_weights": p * (dp - inner),
+        "has the sum of dp · p from before dp went back through self.drop_weights":
+            p * (back - (dp * p).sum(axis=-1, keepdims=True)),
+        "has `dropped` where the factor p of softmax belongs": dropped * (back - inner)})
 
 
 def spy_on(layer: Any) -> Any:

@@ -76,11 +76,18 @@ def grade_embedding(mine: Module, book: Module) -> Race:
     once = "has, for an id that occurs several times, only its {} gradient: they add up"
     mixed = np.zeros((5, 4))
     np.add.at(mixed, np.sort(flat), rows)
+    fewer = np.where(np.arange(5)[:, None] == flat.min(), 0, total)
+    early, order = np.zeros((5, 4)), np.argsort(flat, kind="stable")
+    starts = np.append(0, np.flatnonzero(np.diff(flat[order])))
+    early[flat[order][starts]] += np.add.reduceat(rows[order], starts)
     mistakes = {once.format("last"): last, once.format("first"): first,
                 "is overwritten, and has for an id that occurs several times only its last "
                 "gradient: all are added": np.where(last != 0, last - 1, 0),
                 "has its rows at the wrong ids: if the ids are sorted, the rows of dy must "
                 "be brought into the same order": mixed,
+                "lacks the smallest id: its run starts at 0, where no id changes": fewer,
+                "has runs that start one too early: where ids[1:] differs, the new id is "
+                "one further on": early,
                 "has the mean over an id's occurrences; it is the sum": total / counts}
     unique = np.array([[3, 1]])
     for dtype in (np.float64, np.float32):

@@ -134,8 +134,11 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
     mistakes = {"transformer.wte.weight": {
         "lacks what comes through the output: the table is used at both ends": table - head,
         "lacks what comes through the input: the table is used at both ends": head},
-        "transformer.wpe.weight": {"is that of the first story only: all use the same "
-                                   "positions, so their gradients are added": first[0]}}
+        "transformer.wpe.weight": {
+            "is that of the first story only: all use the same positions, so their "
+            "gradients are added": first[0],
+            "is in the last rows of the table: the T positions are its first":
+                np.roll(first.sum(axis=0), 2, axis=0)}}
     names = [name for name, _ in right.named_parameters()]
     grads = [dict(model.named_parameters()) for model in (ours, right)]
     for name in sorted(names, key=lambda n: (not n.startswith("transformer.ln_f"),
@@ -238,54 +241,121 @@ def time_step(name: str) -> Race:
     return race
 
 
+RATES, B1, B2, EPS, DECAY = (0.1, 0.3, 0.2), 0.8, 0.95, 1e-3, 0.2  # for AdamW
+MATRICES = np.arange(10) < 5
+
+
+def adamw_by_hand(
+        mean: Callable[..., Any] = lambda m, g: B1 * m + (1 - B1) * g,
+        square: Callable[..., Any] = lambda v, g: B2 * v + (1 - B2) * g**2,
+        step: Callable[..., Any] = lambda m, v, c1, c2: m / c1 / (np.sqrt(v / c2) + EPS),
+        decay: Callable[..., Any] = lambda x, rate: rate * DECAY * MATRICES * x,
+        penalty: float = 0, late: bool = False, first: int = 1) -> Array:
+    """The movement of the parameters in three steps, by these formulas."""
+    m, v, x = np.zeros(10), np.zeros(10), normal(10)
+    for t, rate in enumerate(RATES):
+        g = normal(10, seed=t + 1) + penalty * MATRICES * x
+        m, v = mean(m, g), square(v, g)
+        moved = rate * step(m, v, 1 - B1 ** (t + first), 1 - B2 ** (t + first))
+        x = x - moved - decay(x - moved if late else x, rate)
+    return x - normal(10)
+
+
+def adamw_mistakes() -> dict[str, Array]:
+    """Where the usual mistakes lead; c1 and c2 are the corrections of m and v."""
+    root = np.sqrt
+    wrong_step: dict[str, Callable[..., Any]] = {
+        "lacks the correction of m at the beginning, 1 - β₁ᵗ":
+            lambda m, v, c1, c2: m / (root(v / c2) + EPS),
+        "lacks the correction of v at the beginning, 1 - β₂ᵗ":
+            lambda m, v, c1, c2: m / c1 / (root(v) + EPS),
+        "lacks both corrections at the beginning":
+            lambda m, v, c1, c2: m / (root(v) + EPS),
+        "lacks √(1 - β₂ᵗ), the correction of v, in the step's length":
+            lambda m, v, c1, c2: m / c1 / (root(v) + root(c2) * EPS),
+        "has the correction of v outside of the root: it is √v divided by √(1 - β₂ᵗ)":
+            lambda m, v, c1, c2: m / c1 / (root(v) / c2 + EPS),
+        "lacks ε": lambda m, v, c1, c2: m / c1 / root(v / c2),
+        "has ε within the root; it is added to the root":
+            lambda m, v, c1, c2: m / c1 / root(v / c2 + EPS),
+        "has ε within the root of v, which is not corrected yet; it is added to the root":
+            lambda m, v, c1, c2: m / c1 * root(c2) / root(v + EPS),
+        "has ε times √(1 - β₂ᵗ) within the root; it is added to the root":
+            lambda m, v, c1, c2: m / c1 * root(c2) / root(v + root(c2) * EPS),
+        "adds ε to √v, not to the corrected root: if √(1 - β₂ᵗ) goes into the step's "
+        "length, ε must be multiplied by it":
+            lambda m, v, c1, c2: m / c1 * root(c2) / (root(v) + EPS),
+        "goes uphill: a step is against the gradient":
+            lambda m, v, c1, c2: -m / c1 / (root(v / c2) + EPS),
+        "lacks the root over v": lambda m, v, c1, c2: m / c1 / (v / c2 + EPS),
+        "lacks the root over v, but not over its correction":
+            lambda m, v, c1, c2: m / c1 * root(c2) / (v + root(c2) * EPS),
+        "has m and v exchanged: it is m that is divided by the root of v":
+            lambda m, v, c1, c2: v / c2 / (root(m / c1) + EPS)}
+    wrong_decay: dict[str, Callable[..., Any]] = {
+        "lacks the weight decay": lambda x, rate: 0,
+        "lets all parameters decay: biases and gains must not, only the matrices, before "
+        "model.matrices.stop": lambda x, rate: rate * DECAY * x,
+        "lets biases and gains decay, and not the matrices, before model.matrices.stop":
+            lambda x, rate: rate * DECAY * ~MATRICES * x,
+        "has a decay by weight_decay alone: the learning rate is a factor of it, too":
+            lambda x, rate: DECAY * MATRICES * x,
+        "has a decay by the learning rate alone: weight_decay is a factor of it, too":
+            lambda x, rate: rate * MATRICES * x,
+        "lets the matrices grow, not decay": lambda x, rate: -rate * DECAY * MATRICES * x,
+        "leaves of the matrices only what should be taken away":
+            lambda x, rate: MATRICES * (x - rate * DECAY * x)}
+    return {
+        **{sentence: adamw_by_hand(step=step) for sentence, step in wrong_step.items()},
+        **{sentence: adamw_by_hand(decay=decay) for sentence, decay in wrong_decay.items()},
+        "has the decay in the gradient, which is divided by √v̂: let the weights "
+        "themselves shrink": adamw_by_hand(penalty=DECAY, decay=lambda x, rate: 0),
+        "has the decay after the step: it is a part of the weights before the step":
+            adamw_by_hand(late=True),
+        "takes the first step for the second: self.steps is 1 in the first":
+            adamw_by_hand(first=2),
+        "has v of the gradient's absolute value: it is of its square":
+            adamw_by_hand(square=lambda v, g: B2 * v + (1 - B2) * np.abs(g)),
+        "has β₁ and β₂ exchanged": adamw_by_hand(
+            lambda m, g: B2 * m + (1 - B2) * g, lambda v, g: B1 * v + (1 - B1) * g**2,
+            lambda m, v, c1, c2: m / c2 / (root(v / c1) + EPS)),
+        "lacks the factor 1 - β₁ of the new gradient":
+            adamw_by_hand(lambda m, g: B1 * m + g),
+        "lacks the factor 1 - β₂ of the gradient's square":
+            adamw_by_hand(square=lambda v, g: B2 * v + g**2)}
+
+
+def run_adamw(module: Module, dtype: Any = np.float64, piece: int = 10) -> list[Array]:
+    """The movement of the parameters, m, and v."""
+    module.AdamW.piece, old = piece, module.AdamW.piece
+    model = stand_in(dtype=dtype)
+    optimizer = module.AdamW(model, (B1, B2), EPS, DECAY)
+    module.AdamW.piece = old
+    optimizer.piece = piece
+    moved = steps(optimizer, model, RATES)
+    if optimizer.steps != len(RATES):
+        raise Wrong(f"self.steps is {optimizer.steps} after {len(RATES)} steps: `step` "
+                    "counts them, once for all pieces.")
+    return [moved, optimizer.m, optimizer.v]
+
+
 @grader("adamw-step-piece")
 def grade_adamw(mine: Module, book: Module) -> Race:
-    rates, b1, b2, eps = (0.1, 0.3, 0.2), 0.8, 0.95, 1e-3
-    start, g = normal(10), [normal(10, seed=number + 1) for number in range(3)]
-
-    def by_hand(mc: bool = True, vc: bool = True, square: bool = True, out: bool = True,
-                swap: bool = False, inside: bool = False, sign: float = -1,
-                root: bool = True, lazy: bool = False) -> Array:
-        beta1, beta2 = (b2, b1) if swap else (b1, b2)
-        m, v, x = 0 * start, 0 * start, start.copy()
-        for t, (rate, each) in enumerate(zip(rates, g), 1):
-            x[:5] *= 1 - rate * 0.1
-            m = beta1 * m + (1 - beta1) * each if not lazy else beta1 * m + each
-            v = beta2 * v + (1 - beta2) * (each**2 if square else np.abs(each))
-            mh = m / (1 - beta1**t) if mc else m
-            vh = v / (1 - beta2**t) if vc else v
-            low = np.sqrt(vh + eps) if inside else (np.sqrt(vh) if root else vh) + eps * out
-            x += sign * rate * mh / low
-        return x - start
-
-    def run(module: Module, dtype: Any = np.float64, piece: int = 4) -> Array:
-        module.AdamW.piece, old = piece, module.AdamW.piece
-        model = stand_in(dtype=dtype)
-        optimizer = module.AdamW(model, (b1, b2), eps)
-        module.AdamW.piece = old
-        optimizer.piece = piece
-        return steps(optimizer, model, rates)
-
     if not isinstance(getattr(mine.AdamW, "piece", None), int):
         raise Wrong("The class needs `piece`, the number of elements in a piece.")
-    for piece in (10, 5, 4):
-        got, right = run(mine, piece=piece), run(book, piece=piece)
+    for piece in (10, 5, 3):
+        (got, m, v), (right, right_m, right_v) = (
+            run_adamw(module, piece=piece) for module in (mine, book))
         if piece < 10 and not agree(got, right):
             raise Wrong("In one piece it is right, but in several it is not: only the "
-                        "elements of `piece` may be changed, of m and v as well.")
-        check("The movement of the parameters", got, right, {
-            "lacks the correction of m at the beginning, 1 - β₁ᵗ": by_hand(mc=False),
-            "lacks the correction of v at the beginning, 1 - β₂ᵗ": by_hand(vc=False),
-            "lacks both corrections at the beginning": by_hand(mc=False, vc=False),
-            "has v of the gradient's absolute value: it is of its square":
-                by_hand(square=False),
-            "lacks ε": by_hand(out=False),
-            "has ε within the root; it is added to the root": by_hand(inside=True),
-            "has β₁ and β₂ exchanged": by_hand(swap=True),
-            "goes uphill: a step is against the gradient": by_hand(sign=1),
-            "lacks the root over v": by_hand(root=False),
-            "lacks the factor 1 - β₁ of the new gradient": by_hand(lazy=True)})
-    check("The movement for float32", run(mine, np.float32), run(book, np.float32))
+                        "elements of `piece` may be changed, of m and v as well, and of "
+                        "these only those before model.matrices.stop decay.")
+        check("The movement of the parameters", got, right, adamw_mistakes())
+        if agree(m, right_v) and agree(v, right_m):
+            raise Wrong("self.m holds the mean of the squares, and self.v that of the "
+                        "gradient: they are exchanged.")
+    check("The movement for float32", *(run_adamw(module, np.float32)[0]
+                                        for module in (mine, book)))
     return time_step("AdamW")
 
 

@@ -102,6 +102,8 @@ MUTANTS = {
         ("[order]                              # (N, C)", "", "same order"),
         ("self.weight.grad[ids[starts]] += np.add.reduceat(d, starts)", "pass", "nothing"),
         ("order =", "dy *= 2; order =", "changes its input dy"),
+        ("np.append(0, 1 + np.flatnonzero(new))", "1 + np.flatnonzero(new)", "smallest id"),
+        ("1 + np.flatnonzero(new)", "np.flatnonzero(new)", "one too early"),
     ],
     "layer-norm-backward": [
         ("dx -= mean_d[:, None]\n", "\n", "mean of d"),
@@ -182,54 +184,88 @@ MUTANTS = {
         ("return cut", "cut", "return"),
     ],
     "weigh-the-positions": [
-        ("e += self.mask[S - T : S, :S]", "pass", "lacks the mask"),
+        ("p += self.mask[S - T : S, :S]", "pass", "lacks the mask"),
         ("self.mask[S - T : S, :S]", "self.mask[:T, :S]", "cache"),
         ("self.mask[S - T : S, :S]", "self.mask[:T, :T]", "cache"),
-        ("self.mask[S - T : S, :S]", "self.mask.T[S - T : S, :S]", "NaN|transposed"),
+        ("self.mask[S - T : S, :S]", "self.mask.T[S - T : S, :S]", "transposed"),
+        ("", "p = np.exp(q @ k.transpose(0, 1, 3, 2))\np /= p.sum(axis=-1, keepdims=True)\n"
+         "p *= self.mask[S - T : S, :S] == 0", "masked after softmax"),
         ("> 60", "> 60000", "overflows"),
-        ("max(e.max(), -e.min())", "e.max()", "near -1200"),
-        ("np.exp(e, out=e)", "e *= self.scale; np.exp(e, out=e)", "scaled twice"),
-        ("np.exp(e, out=e)", "e /= self.scale; np.exp(e, out=e)", "√D twice"),
-        ("(e @ np.ones(S, e.dtype))[..., None]", "e.sum(axis=-1)", r"o \*= 1 / sums"),
-        ("(e @ np.ones(S, e.dtype))[..., None]", "e.sum(axis=-2)[..., None]",
-         "each row has its sum"),
-        ("(e @ np.ones(S, e.dtype))[..., None]", "e.sum(-1, keepdims=True); e /= sums",
-         "twice"),
-        ("np.matmul(q, k.transpose(0, 1, 3, 2), out=e)",
-         "np.matmul(k[:, :, -T:], q.transpose(0, 1, 3, 2), out=e)", "exchanged"),
-        ("e = self", "e_ = self", "Line"),
+        ("max(p.max(), -p.min())", "p.max()", "near -1200"),
+        ("p.max(axis=-1, keepdims=True)", "p.max()", "from each row"),
+        ("", "p = q @ k.transpose(0, 1, 3, 2)\np -= p.max(axis=-1, keepdims=True)\n"
+         "p = np.exp(p + self.mask[S - T : S, :S])\np /= p.sum(axis=-1, keepdims=True)",
+         "that it may see"),
+        ("np.exp(p, out=p)", "p *= self.scale; np.exp(p, out=p)", "scaled twice"),
+        ("np.exp(p, out=p)", "p /= self.scale; np.exp(p, out=p)", "√D twice"),
+        ("np.exp(p, out=p)", "pass", "not exponentiated"),
+        ("np.exp(p, out=p)\np *= 1 / (p @ np.ones(S, p.dtype))[..., None]", "np.exp(p, out=p)",
+         "not divided by the sums of its rows: each row must sum to one"),
+        ("(p @ np.ones(S, p.dtype))[..., None]", "p.sum(axis=-1)", "Line 8"),
+        ("(p @ np.ones(S, p.dtype))[..., None]", "p.sum(axis=-2)[..., None]",
+         "each row divided by the sum of a column"),
+        ("(p @ np.ones(S, p.dtype))[..., None]", "p.sum(axis=-2, keepdims=True)",
+         "by the sums of its columns"),
+        ("(p @ np.ones(S, p.dtype))[..., None]", "p.sum()", "one sum for all"),
+        ("(p @ np.ones(S, p.dtype))[..., None]", "p.max(-1, keepdims=True)",
+         "each row must sum to one"),
+        ("(p @ np.ones(S, p.dtype))[..., None]", "np.linalg.norm(p, axis=-1, keepdims=True)",
+         "has rows that do not sum to one"),
+        ("(p @ np.ones(S, p.dtype))[..., None]", "p.sum(-1, keepdims=True)**2", "twice"),
+        ("p *= 1 / (p @", "p *= (p @", "multiplied by the sums"),
+        ("p *= 1 / (p @ np.ones(S, p.dtype))", "p = p / (p @ np.ones(S))", "float64"),
+        ("np.matmul(q, k.transpose(0, 1, 3, 2), out=p)",
+         "np.matmul(k[:, :, -T:], q.transpose(0, 1, 3, 2), out=p)", "exchanged"),
+        ("np.exp(p, out=p)", "np.exp(p, out=p); q /= self.scale", "q in self.saved"),
+        ("p = self", "p_ = self", "Line"),
     ],
     "blend-the-values": [
-        ("o *= 1 / sums", "pass", "not divided by the sums"),
-        ("o *= 1 / sums", "o *= sums", "multiplied by the sums"),
-        ("o *= 1 / sums", "o /= sums; o /= sums", "sums twice"),
         ("np.matmul(dropped, v, out=o)", "np.matmul(dropped, k, out=o)", "keys"),
         ("np.matmul(dropped, v, out=o)", "np.matmul(dropped, q, out=o)", "queries"),
-        ("np.matmul(dropped, v, out=o)", "np.matmul(e, v, out=o)", "dropout"),
-        ("dropped = self.drop_weights.forward(e)", "dropped = e", "dropout"),
-        ("self.saved = q, k, v, e, dropped, sums, o", "self.saved = q, k, v, e, o",
+        ("np.matmul(dropped, v, out=o)", "o[...] = v", "unblended"),
+        ("np.matmul(dropped, v, out=o)", "np.matmul(dropped.transpose(0, 1, 3, 2), v, out=o)",
+         "p transposed"),
+        ("np.matmul(dropped, v, out=o)", "np.matmul(p, v, out=o)", "dropout"),
+        ("np.matmul(dropped, v, out=o)",
+         "np.matmul(dropped, v, out=o); o /= dropped.sum(-1, keepdims=True)", "dropout"),
+        ("dropped = self.drop_weights.forward(p)", "dropped = p", "dropout"),
+        ("self.saved = q, k, v, p, dropped, o", "self.saved = q, k, v, p, o", "self.saved"),
+        ("self.saved = q, k, v, p, dropped, o", "self.weighed = q, k, v, p, dropped, o",
          "self.saved"),
-        ("", "dropped = self.drop_weights.forward(e)\no = dropped @ v / sums\n"
-         "mixed = o.reshape(B, T, C)\nself.saved = q, k, v, e, dropped, sums, o",
+        ("self.saved = q, k, v, p, dropped, o", "self.saved = k, q, v, p, dropped, o",
+         "q in self.saved is k"),
+        ("self.saved = q, k, v, p, dropped, o", "self.saved = q, k, v, dropped, p, o",
+         "With dropout, p in self.saved is dropped"),
+        ("self.saved = q, k, v, p, dropped, o", "self.saved = q, k, v, p, dropped, mixed",
+         "o in self.saved has the shape"),
+        ("self.saved = q, k, v, p, dropped, o", "self.saved = q, k, v, p, dropped, p @ v",
+         "With dropout, o in self.saved is blended by p"),
+        ("", "dropped = self.drop_weights.forward(p)\no = dropped @ v\n"
+         "mixed = o.reshape(B, T, C)\nself.saved = q, k, v, p, dropped, o",
          "transpose is meant"),
-        ("", "dropped = self.drop_weights.forward(e)\no = dropped @ v\n"
-         "mixed = (o / sums).transpose(0, 2, 1, 3).reshape(B, T, C)\n"
-         "self.saved = q, k, v, e, dropped, sums, o", "o in self.saved"),
     ],
     "gradient-of-the-scores": [
         ("da -= np.vecdot(do, o)[..., None]", "pass", "lacks what softmax takes away"),
-        ("da *= e", "pass", "factor e"),
+        ("da *= p", "pass", "factor p"),
+        ("da *= p", "da *= p; da *= p", "factor p of softmax twice"),
         ("da -= np.vecdot(do, o)[..., None]", "da -= da.sum(axis=-1, keepdims=True)",
          "plain sum"),
-        ("", "da = self.drop_weights.backward(dp)\nda *= e\n"
-         "da -= np.vecdot(do, o)[..., None]", "before the factor e"),
+        ("da -= np.vecdot(do, o)[..., None]", "da -= da.mean(axis=-1, keepdims=True)",
+         "plain mean"),
+        ("np.vecdot(do, o)", "np.vecdot(do, v)", "product of do and v"),
+        ("np.vecdot(do, o)[..., None]", "(da * p).sum(axis=-2, keepdims=True)", "wrong axis"),
+        ("np.vecdot(do, o)[..., None]", "np.vecdot(do, o)", "Line 2"),
+        ("", "da = self.drop_weights.backward(dp)\nda *= p\n"
+         "da -= np.vecdot(do, o)[..., None]", "before the factor p"),
+        ("", "da = p * (1 - p) * self.drop_weights.backward(dp)", "only the diagonal"),
+        ("", "da = self.drop_weights.backward(dp)", "goes past softmax"),
         ("da -=", "da +=", "sign before"),
-        ("self.drop_weights.backward(dp)", "dp", "dropout"),
-        ("da *= e", "da *= -e", "wrong sign"),
-        ("da *= e", "da *= e / sums", "sums twice"),
-        ("da *= e", "da *= e * self.scale", "√D"),
-        ("np.vecdot(do, o)[..., None]", "(da * e).sum(axis=-1, keepdims=True)",
-         "dp · e"),
+        ("self.drop_weights.backward(dp)", "dp", "With dropout, .* self.drop_weights"),
+        ("np.vecdot(do, o)[..., None]", "(dp * p).sum(axis=-1, keepdims=True)",
+         "With dropout, .* before dp went back"),
+        ("da *= p", "da *= dropped", "With dropout, .* `dropped` where the factor p"),
+        ("da *= p", "da *= -p", "wrong sign"),
+        ("da *= p", "da *= p * self.scale", "√D"),
     ],
     "attention-backward": [
         ("dq *= self.scale", "pass", "that is √D"),
@@ -240,12 +276,16 @@ MUTANTS = {
         ("np.matmul(da, k, out=dq)", "np.matmul(da.transpose(0, 1, 3, 2), k, out=dq)",
          "da transposed"),
         ("np.matmul(da, k, out=dq)", "np.matmul(da, q, out=dq)", "keys belong"),
-        ("    do *= 1 / sums", "    pass", "dv lacks the division"),
         ("np.matmul(dropped.transpose(0, 1, 3, 2), do, out=dv)",
          "np.matmul(dropped, do, out=dv)", "untransposed"),
         ("da -= np.vecdot(do, o)[..., None]", "pass", "lacks what softmax takes away"),
-        ("    da *= e", "    pass", "factor e"),
-        ("self.drop_output.backward(dy)", "dy", "dropout"),
+        ("    da *= p", "    pass", "factor p"),
+        ("self.drop_output.backward(dy)", "dy", "With dropout, .* self.drop_output"),
+        ("np.matmul(dropped.transpose(0, 1, 3, 2), do, out=dv)",
+         "np.matmul(p.transpose(0, 1, 3, 2), do, out=dv)", "With dropout, dv has p where"),
+        ("self.drop_weights.backward(dp)", "dp", "With dropout, .* self.drop_weights"),
+        ("np.matmul(dropped.transpose(0, 1, 3, 2), do, out=dv)", "dv[...] = do",
+         "dv is do itself"),
         ("dmixed = self.project.backward(self.drop_output.backward(dy))",
          "dmixed = dy.copy()", "self.project"),
         ("return self.qkv.backward(dqkv)", "self.qkv.backward(dqkv)", "return"),
@@ -282,7 +322,10 @@ MUTANTS = {
          "comes through the output"),
         ("    self.tokens.backward(dx)", "    pass", "comes through the input"),
         ("table.grad += ", "table.grad[...] = ", "overwritten"),
-        ("    self.positions.backward(dx.sum(axis=0))", "    pass", "wpe"),
+        ("    self.positions.weight.grad[: dx.shape[1]] += dx.sum(axis=0)", "    pass", "wpe"),
+        ("[: dx.shape[1]] += dx", "[: dx.shape[1]] = dx", "wpe.weight is overwritten"),
+        ("[: dx.shape[1]] += dx", "[-dx.shape[1] :] += dx", "last rows"),
+        ("weight.grad[: dx.shape[1]] += dx", "weight.grad += dx", "Line"),
         ("dx.sum(axis=0)", "dx.mean(axis=0)", "batch size B"),
         ("dx.sum(axis=0)", "dx[0]", "first story"),
         ("reversed(self.blocks)", "self.blocks", "order of `run`"),
@@ -310,20 +353,55 @@ MUTANTS = {
     ],
     "adamw-step-piece": [
         ("/ (1 - b1**self.steps)", "", "correction of m"),
-        ("1 / (1 - b2**self.steps)", "1", "correction of v"),
-        ("    t += self.eps\n", "", "lacks ε"),
-        ("np.sqrt(t, out=t)                               # √v̂\n    t += self.eps",
-         "t += self.eps\n    np.sqrt(t, out=t)", "within the root"),
-        ("b1, b2 = self.betas", "b2, b1 = self.betas", "exchanged"),
-        ("self.model.data[piece] -= t", "self.model.data[piece] += t", "uphill"),
-        ("    np.sqrt(t, out=t)", "    pass", "root over v"),
+        ("(1 - b2**self.steps) ** 0.5", "1", "correction of v"),
+        ("(1 - b2**self.steps) ** 0.5", "1 - b2**self.steps", "outside of the root"),
+        ("learning_rate * c /", "learning_rate /", "in the step's length"),
+        ("self.steps", "(self.steps + 1)", "self.steps is 1 in the first"),
+        ("    c = ", "    self.steps += 1\n    c = ", "self.steps is 6 after 3 steps"),
+        ("    t += c * self.eps\n", "", "lacks ε"),
+        ("t += c * self.eps", "t += self.eps", "adds ε to √v"),
+        ("np.sqrt(v, out=t)                               # c √v̂\n    t += c * self.eps",
+         "np.add(v, c * self.eps, out=t)\n    np.sqrt(t, out=t)", "within the root"),
+        ("np.sqrt(v, out=t)                               # c √v̂\n    t += c * self.eps",
+         "np.add(v, self.eps, out=t)\n    np.sqrt(t, out=t)", "within the root of v"),
+        ("np.sqrt(v, out=t)                               # c √v̂\n    t += c * self.eps",
+         "np.add(v / c**2, self.eps, out=t)\n    np.sqrt(t, out=t); t *= c",
+         "has ε within the root;"),
+        ("(b1, b2), matrices", "(b2, b1), matrices", "β₁ and β₂ exchanged"),
+        ("    c = ", "    m, v, b1, b2 = v, m, b2, b1\n    c = ", "m and v exchanged"),
+        ("w, g, m, v = ", "w, g, v, m = ", "self.m holds the mean of the squares"),
+        ("    w -= t", "    w += t", "uphill"),
+        ("np.sqrt(v, out=t) ", "t[...] = v ", "root over v"),
+        ("np.sqrt(v, out=t) ", "t[...] = v / c ", "root over v"),
         ("m += np.multiply(g, 1 - b1, out=t)", "m += g", "1 - β₁ of the new"),
-        ("self.model.data[piece] -= t", "self.model.data[: t.size] -= t", "in several"),
-        ("self.m[piece], self.v[piece]", "self.m[: piece.stop - piece.start], "
-         "self.v[: piece.stop - piece.start]", "in several"),
+        ("np.multiply(g, (1 - b2) ** 0.5, out=t)", "t[...] = g", "1 - β₂ of the"),
         ("    t *= t ", "    np.abs(t, out=t); t *= (1 - b2) ** 0.5 ", "absolute value"),
+        ("    w -= t", "    self.model.data[: t.size] -= t", "in several"),
+        ("    t = self", "    m, v = self.m[: g.size], self.v[: g.size]\n    t = self",
+         "in several"),
+        ("self.scratch[: g.size]", "self.scratch", "Line"),
+        ("w[: max(0, matrices - piece.start)] *= 1 - learning_rate * self.weight_decay",
+         "pass", "lacks the weight decay"),
+        ("w[: max(0, matrices - piece.start)]", "w", "biases and gains must not"),
+        ("w[: max(0, matrices - piece.start)]", "w[max(0, matrices - piece.start) :]",
+         "and not the matrices"),
+        ("learning_rate * self.weight_decay", "self.weight_decay", "weight_decay alone"),
+        ("learning_rate * self.weight_decay", "learning_rate", "learning rate alone"),
+        ("1 - learning_rate * self.weight_decay", "1 + learning_rate * self.weight_decay",
+         "grow"),
+        ("1 - learning_rate * self.weight_decay", "learning_rate * self.weight_decay",
+         "what should be taken away"),
+        ("w[: max(0, matrices - piece.start)] *= 1 - learning_rate * self.weight_decay",
+         "g = g.copy(); n = max(0, matrices - piece.start); g[:n] += self.weight_decay * w[:n]",
+         "decay in the gradient"),
+        ("    w -= t", "    n, rest = max(0, matrices - piece.start), 1 - learning_rate * "
+         "self.weight_decay\n    w[:n] /= rest; w -= t; w[:n] *= rest", "decay after the step"),
+        ("max(0, matrices - piece.start)", "matrices - piece.start", "in several"),
+        ("max(0, matrices - piece.start)", "matrices", "in several"),
+        ("w[: max(0, matrices - piece.start)]", "self.model.data[:matrices]", "in several"),
         ("np.multiply(g, (1 - b2) ** 0.5, out=t)", "g *= (1 - b2) ** 0.5; t[...] = g",
          "changes its input"),
+        ("    w -= t", "    self.model.data = self.model.data - t", "new array"),
         ("piece = 65536", "pieces = 65536", "piece"),
     ],
     "clip-gradients": [
@@ -526,28 +604,26 @@ OTHERS = {
         scores = q @ np.swapaxes(k, 2, 3)
         scores = scores + self.mask[S - T : S, :S]
         e = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        sums = e.sum(axis=-1, keepdims=True)
+        p = e / e.sum(axis=-1, keepdims=True)
         """,
     "blend-the-values": """
-        dropped = self.drop_weights.forward(e)
-        o = dropped @ v / sums
+        dropped = self.drop_weights.forward(p)
+        o = np.einsum("bhts,bhsd->bhtd", dropped, v)
         mixed = o.transpose(0, 2, 1, 3).reshape(B, T, C)
-        self.saved = q, k, v, e, dropped, sums, o
+        self.saved = q, k, v, p, dropped, o
         """,
     "gradient-of-the-scores": """
-        p = e / sums
-        back = self.drop_weights.backward(dp) * sums
+        back = self.drop_weights.backward(dp)
         da = p * (back - (back * p).sum(axis=-1, keepdims=True))
         """,
     "attention-backward": """
         def backward(self, dy):
-            q, k, v, e, dropped, sums, o = self.saved
+            q, k, v, p, dropped, o = self.saved
             B, T, C = dy.shape
             dmixed = self.project.backward(self.drop_output.backward(dy))
             do = dmixed.reshape(B, T, self.n_heads, -1).transpose(0, 2, 1, 3)
-            dv = (dropped / sums).transpose(0, 1, 3, 2) @ do
+            dv = dropped.transpose(0, 1, 3, 2) @ do
             dp = self.drop_weights.backward(do @ v.transpose(0, 1, 3, 2))
-            p = e / sums
             da = p * (dp - (dp * p).sum(axis=-1, keepdims=True))
             dk = da.transpose(0, 1, 3, 2) @ q
             dq = da @ k * self.scale
@@ -604,7 +680,10 @@ OTHERS = {
             self.v[piece] = b2 * self.v[piece] + (1 - b2) * g * g
             m = self.m[piece] / (1 - b1**self.steps)
             v = self.v[piece] / (1 - b2**self.steps)
-            self.model.data[piece] -= learning_rate * m / (np.sqrt(v) + self.eps)
+            move = m / (np.sqrt(v) + self.eps)
+            decays = np.arange(piece.start, piece.start + len(g)) < self.model.matrices.stop
+            move += self.weight_decay * decays * self.model.data[piece]
+            self.model.data[piece] -= learning_rate * move
         """,
     "clip-gradients": """
         def clip_gradients(model, limit):
