@@ -56,18 +56,16 @@ def make_batch(config: Config, batch: int) -> tuple[Array, Array]:
 
 
 def step_time(
-    config: Config, batch: int, make_team: Callable[[SimpleLLM], Any], steps: int = 40
+    config: Config, batch: int, make_team: Callable[..., Any], steps: int = 40
 ) -> float:
     """Seconds for a training step: gradient, clip, AdamW."""
-    model = SimpleLLM(config)
-    optimizer, (ids, targets) = AdamW(model), make_batch(config, batch)
-    times = []
-    with make_team(model) as team:
+    model, (ids, targets), times = SimpleLLM(config), make_batch(config, batch), []
+    with make_team(model, optimizer=AdamW(model)) as team:
         for _ in range(3 + steps):
             start = time.perf_counter()
             team.loss_and_gradient(ids, targets)
             clip_gradients(model, 1.0)
-            optimizer.step(1e-4)
+            team.step(1e-4)
             times.append(time.perf_counter() - start)
     return statistics.median(times[3:])
 
@@ -182,8 +180,8 @@ def first_versions(skip: int = 0) -> Iterator[None]:
 class TwoThreads:
     """Like DataParallel with two workers, in threads."""
 
-    def __init__(self, model: SimpleLLM) -> None:
-        self.models = [model, SimpleLLM(model.config)]
+    def __init__(self, model: SimpleLLM, optimizer: AdamW | None = None) -> None:
+        self.models, self.optimizer = [model, SimpleLLM(model.config)], optimizer
         self.models[1].attach(model.data, self.models[1].grad)
         self.pool = ThreadPoolExecutor(2)
 
@@ -194,6 +192,9 @@ class TwoThreads:
         loss = sum(job.result() for job in jobs)
         self.models[0].grad += self.models[1].grad
         return loss
+
+    def step(self, learning_rate: float) -> None:
+        self.optimizer.step(learning_rate)
 
     def __enter__(self) -> TwoThreads:
         return self
@@ -209,7 +210,7 @@ def print_way_down(name: str = "nano") -> None:
     print(f"{name:34} {'ms':>7} {'before':>8} {'bound':>7}")
     before = None
 
-    def row(label: str, team: Callable[[SimpleLLM], Any], bound: float) -> float:
+    def row(label: str, team: Callable[..., Any], bound: float) -> float:
         ms = step_time(config, batch, team) * 1e3
         change = f"{ms / before:7.2f}x" if before else " " * 8
         print(f"{label:34} {ms:7.1f} {change} {ms / bound:6.1f}x", flush=True)

@@ -185,6 +185,36 @@ def test_workers_that_are_spawned_do_the_same(monkeypatch):
     np.testing.assert_allclose(model.grad, grad, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_a_team_makes_the_step_of_one_optimizer_to_the_last_bit(workers):
+    """In parts that are longer than a piece, and end within matrices; also on a resumed run."""
+    models = [make_model(np.float32, V=700, L=9, d_model=96) for _ in range(2)]
+    ours, alone = (AdamW(model, weight_decay=0.3) for model in models)
+    ours.steps = alone.steps = 7
+    ours.v[...] = alone.v[...] = np.linspace(0, 1, ours.v.size)
+    with DataParallel(models[0], workers, optimizer=ours) as team:
+        for n in range(3):
+            gradient = np.sin(np.arange(ours.m.size) + n)
+            for model in models:
+                model.grad[...] = gradient
+            team.step(0.01 / (n + 1))
+            alone.step(0.01 / (n + 1))
+    assert ours.steps == 10
+    for one, other in zip((models[0].data, ours.m, ours.v),
+                          (models[1].data, alone.m, alone.v)):
+        assert np.array_equal(one, other)
+
+
+def test_helpers_that_are_spawned_take_part_in_the_step(monkeypatch):
+    monkeypatch.setattr(parallel, "METHOD", multiprocessing.get_context("spawn"))
+    model, other = make_model(), make_model()
+    with DataParallel(model, 2, optimizer=AdamW(model, betas=(0.5, 0.6))) as team:
+        model.grad[...] = other.grad[...] = 1.0
+        team.step(0.1)
+    AdamW(other, betas=(0.5, 0.6)).step(0.1)
+    assert np.array_equal(model.data, other.data)
+
+
 def test_a_share_without_any_target_gives_nothing():
     ids, targets = make_batch(4)
     targets[2:] = -1
