@@ -649,7 +649,7 @@ def test_max_steps_ends_after_exactly_so_many(home, tmp_path):
 
 def test_the_schedule_falls_over_max_steps_to_the_lowest_rate(monkeypatch):
     rates = []
-    monkeypatch.setattr(AdamW, "step", lambda self, rate: rates.append(rate))
+    monkeypatch.setattr(AdamW, "step", lambda self, rate, part: rates.append(rate))
     text = "ab cd ef gh " * 40
     corpus = TextCorpus(text, Tokenizer.from_text(text, "char"), 8, 4)
     assert 50 > 3 * corpus.steps > 0                       # some epochs are needed
