@@ -239,6 +239,7 @@ def growth() -> dict[str, list[float]]:
 
 def workspace_bytes(config: Config, batch: int) -> float:
     """The memory of a model that has made a step, without its parameters."""
+    Layer.shared.__dict__.clear()                      # what other models have claimed
     tracemalloc.start()
     model, (ids, targets) = SimpleLLM(config), make_batch(config, batch)
     before = tracemalloc.get_traced_memory()[0]

@@ -110,3 +110,10 @@ def test_the_figures_are_pictures(small_sizes, monkeypatch, tmp_path):
 def test_an_unknown_measurement_is_refused():
     with pytest.raises(SystemExit, match="python tests/bench.py"):
         bench.main(["fast"])
+
+
+def test_the_memory_of_a_batch_does_not_depend_on_what_ran_before():
+    """Layers of other models may have left scratch arrays that are large enough."""
+    first = bench.workspace_bytes(SMALL, 4)
+    assert bench.workspace_bytes(SMALL, 40) > 5 * first
+    assert bench.workspace_bytes(SMALL, 4) == pytest.approx(first, rel=0.02)
