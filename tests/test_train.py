@@ -205,9 +205,22 @@ def test_a_team_makes_the_step_of_one_optimizer_to_the_last_bit(workers):
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("size, asked", [(0, 0), (1.9, 0), (2, 1), (2.9, 1), (3, 2), (9, 2)])
+def test_no_helper_is_asked_for_less_than_a_piece(size, asked, monkeypatch):
+    model = make_model(np.float32)
+    monkeypatch.setattr(AdamW, "piece", int(model.data.size / size) if size else 10**6)
+    with DataParallel(model, 3, optimizer=AdamW(model)) as team:
+        calls = []
+        for helper in team.helpers:
+            monkeypatch.setattr(helper, "ask", lambda *work: calls.append(work))
+            monkeypatch.setattr(helper, "answer", lambda: None)
+        team.step(0.1)
+    assert len(calls) == asked
+
+
 def test_helpers_that_are_spawned_take_part_in_the_step(monkeypatch):
     monkeypatch.setattr(parallel, "METHOD", multiprocessing.get_context("spawn"))
-    model, other = make_model(), make_model()
+    model, other = (make_model(V=1600, d_model=96) for _ in range(2))
     with DataParallel(model, 2, optimizer=AdamW(model, betas=(0.5, 0.6))) as team:
         model.grad[...] = other.grad[...] = 1.0
         team.step(0.1)
