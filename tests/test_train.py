@@ -662,3 +662,13 @@ def test_attention_to_self_is_undone_after_an_error():
 
 def test_a_batch_is_ids_and_targets():
     assert Batch._fields == ("ids", "targets")
+
+
+def test_train_returns_the_score_on_all_of_the_held_out_text():
+    """The moments tell of a sample, if the text is long."""
+    corpus = text_corpus("abcd efgh ijkl. mnop " * 20_000, context=6)
+    model = make_model(np.float32, V=corpus.tokenizer.vocab_size, L=6)
+    moments = []
+    score = train(model, corpus, Options(max_steps=20, workers=2), moments.append)
+    assert len(corpus.validation) > 2 * 2**14
+    assert score == evaluate(model, corpus) != moments[-1].score
