@@ -1,4 +1,4 @@
-"""How fast it is: python tests/bench.py [--json | ladder [NAME] | figures DIRECTORY].
+"""How fast is it? python tests/bench.py [--json | ladder [NAME] | layouts | figures DIRECTORY]
 
 Needs build/ (make tangle), and NumPy alone; bench_torch.py puts PyTorch beside it.
 """
@@ -224,6 +224,28 @@ def print_way_down(name: str = "nano") -> None:
     row("two processes", partial(DataParallel, workers=2), bound / 2)
 
 
+def by_rows(model: SimpleLLM) -> SimpleLLM:
+    """Let each weight lie in memory row after row."""
+    for p in model.flat:
+        p.data = np.ascontiguousarray(p.data)
+    return model
+
+
+def print_layouts(config: Config = Config(50257, 1024, 768, 12, 12), rounds: int = 7) -> None:
+    """What a token costs a model of GPT-2's smallest size, its weights in either order."""
+    models = {"rows": by_rows(SimpleLLM(config)), "columns": SimpleLLM(config)}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for name in [*models] * rounds:
+        stamps = [time.perf_counter()]
+        for _ in models[name].generate([1], max_new_tokens=100, temperature=0):
+            stamps.append(time.perf_counter())
+        times[name].append(statistics.median(np.diff(stamps)))
+    for name, found in times.items():
+        seconds = statistics.median(found)
+        print(f"weights by {name:7} {seconds * 1e3:5.1f} ms per token, "
+              f"{models[name].data.nbytes / seconds / 1e9:3.0f} GB/s")
+
+
 def growth() -> dict[str, list[float]]:
     """Cost at 1, 2, 4 and 8 times the size, as multiples of the first."""
     nano, times = SIZES["nano"][0], (1, 2, 4, 8)
@@ -302,6 +324,8 @@ def main(arguments: list[str]) -> None:
             print(json.dumps(measure(name, int(count))))
         case ["ladder", *name]:
             print_way_down(*name)
+        case ["layouts"]:
+            print_layouts()
         case ["figures", directory]:
             draw_roofline(Path(directory) / "roofline.svg")
             draw_growth(Path(directory) / "growth.svg")

@@ -56,6 +56,17 @@ def test_each_rung_of_the_ladder_changes_a_method_and_the_end_restores_all():
     assert all(getattr(cls, name) is ours for (cls, name), ours in before.items())
 
 
+def test_layouts_compares_weights_by_rows_with_weights_by_columns(capsys):
+    rows, columns = bench.by_rows(make_model()), make_model()
+    assert all(p.data.flags.c_contiguous for p in rows.flat)
+    assert not all(p.data.flags.c_contiguous for p in columns.flat)
+    ids = np.array([[1, 2, 3]])
+    np.testing.assert_allclose(rows.forward(ids), columns.forward(ids), rtol=1e-12)
+    bench.print_layouts(SMALL, rounds=1)
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == [
+        "rows", "columns"]
+
+
 def test_operations_are_those_of_every_matrix_product():
     B, T, C, V, D, H = 3, 7, 8, 11, 4, 2
     products = SMALL.n_layers * (

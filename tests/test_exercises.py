@@ -79,7 +79,7 @@ MUTANTS = {
          "batch size B"),
         ("np.matmul(self.x.T, d, out=dW)", "np.matmul(d.T, self.x).T[::-1]", "wrong in"),
         ("dx.reshape(*dy.shape[:-1], -1)", "dx", "shape"),
-        ("self.weight.data.T", "self.weight.data", "Line 7"),
+        ("d, self.weight.data.T", "d, self.weight.data", "Line 7"),
         ("d = dy.reshape", "dy *= 1.5; d = dy.reshape", "changes its input dy"),
         ("self.weight.grad += np.matmul(self.x.T, d, out=dW)",
          "self.weight.grad = self.weight.grad + self.x.T @ d", "new array"),

@@ -289,6 +289,28 @@ def test_parameters_are_views_into_one_vector():
     assert sum(p.data.size for _, p in model.named_parameters()) == model.data.size
 
 
+def test_moving_the_parameters_into_one_vector_changes_none(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(SimpleLLM, "flatten", lambda self: None)
+        apart = make_model(shake=False)
+    for (name, p), (_, before) in zip(
+            make_model(shake=False).named_parameters(), apart.named_parameters(), strict=True):
+        assert np.array_equal(p.data, before.data), name
+
+
+def test_weights_lie_by_columns_and_tables_by_rows_in_copies_too():
+    model = make_model()
+    model.loss(IDS, TARGETS)
+    model.backward()
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(each.forward(IDS), model.forward(IDS))
+        for name, p in each.named_parameters():
+            by_columns = name.split(".")[-2] in ("c_attn", "c_proj", "c_fc")
+            assert np.shares_memory(p.data, each.data) and p.grad.flags == p.data.flags
+            if p.data.ndim == 2:
+                assert p.data.flags.f_contiguous == by_columns, name
+
+
 def test_the_matrices_slice_holds_all_matrices_and_nothing_else():
     model = make_model()
     model.data[...] = 0
