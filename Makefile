@@ -41,6 +41,8 @@ tangle: $(STAMP)  ## extract the program from simple_llm.md into build/
 .PHONY: build
 build: $(STAMP)
 	@$(PYTHON) tangle.py >/dev/null
+	@test -z '$(MINE)' -o -d answers/package || { \
+		echo 'MINE=1: none of your chunks has passed yet; see make exercise' >&2; exit 1; }
 
 train: build  ## train on the small world (or CORPUS=...), then let it answer
 	@$(RUN) train --out="$$OUT" $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)

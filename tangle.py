@@ -38,6 +38,7 @@ from typing import Collection, Iterator, NamedTuple
 DOCUMENT = Path(__file__).resolve().with_name("simple_llm.md")
 BUILD = DOCUMENT.with_name("build")
 OURS = ".tangled"  # how the names of our own files in build/ begin
+MOST_LINES = 1_000_000  # of a file; chunks that use others twice double with each level
 MANIFEST = OURS + ".json"  # the sha256 of every file that we wrote
 
 FENCE = re.compile(r"( {0,3})(`{3,}(?=[^`]*$)|~{3,})[ \t]*(.*?)[ \t]*")
@@ -252,7 +253,9 @@ def tangle(text: str, blank: Collection[str] = (), build: Path | None = None,
 def expand(block: Block, chunks: dict[str, list[Block]]) -> Iterator[Line]:
     """The lines of a block, with the lines of chunks in place of references."""
     stack = [("", numbered_lines([block]))]
-    while stack:
+    for _ in range(MOST_LINES):
+        if not stack:
+            return
         indent, lines = stack[-1]
         line = next(lines, None)
         if line is None:
@@ -261,6 +264,7 @@ def expand(block: Block, chunks: dict[str, list[Block]]) -> Iterator[Line]:
             stack.append((indent + match[1], numbered_lines(chunks[match[2]])))
         else:
             yield line._replace(text=indent + line.text) if line.text.strip() else line
+    raise TangleError((block.line, f"{block.name} would have more than {MOST_LINES:,} lines"))
 
 
 def numbered_lines(blocks: list[Block]) -> Iterator[Line]:
@@ -456,7 +460,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="leave chunk NAME out, as an exercise; may be repeated")
     add("--force", action="store_true", help="discard what was changed by hand")
     args = parser.parse_intermixed_args(argv)
-    if (args.command == "where") != bool(re.fullmatch(".+:[0-9]+", args.place or "")):
+    if (args.command == "where") != bool(re.fullmatch(".+:[0-9]{1,9}", args.place or "")):
         parser.error("`where`, and nothing else, takes one FILE:LINE")
     return args
 

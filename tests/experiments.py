@@ -46,7 +46,7 @@ def compare_optimizers() -> None:
     for name, make, rates in (
         ("SGD", SGD, [0.3, 1.0, 3.0, 10.0]),
         ("SGD, momentum 0.9", lambda m: SGD(m, 0.9), [0.03, 0.1, 0.3, 1.0]),
-        ("AdamW", AdamW, [0.001, 0.002, 0.004, 0.008]),
+        ("AdamW", AdamW, [0.002, 0.004, 0.008, 0.016]),
     ):
         loss, best = min((race(corpus, batches, make, rate), rate) for rate in rates)
         print(f"{name:20} {best:9} {loss:14.3f}", flush=True)

@@ -134,8 +134,9 @@ def test_generate_begins_a_text_without_a_prompt(home):
 def test_generate_takes_a_prompt_longer_than_the_context(home):
     prompt = "the cat sat on the mat. the dog"
     done = run("generate", "--prompt", prompt, "--max-new-tokens", 30, cwd=home)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(prompt)
+    assert done.returncode == 0 and done.stdout.startswith(prompt)
+    assert "note: the prompt has" in done.stderr and "in view" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_unknown_character_in_the_prompt_is_named(home):
@@ -745,6 +746,7 @@ def test_every_option_of_the_help_is_understood_and_every_default_is_true():
     (("train", "--corpus", "text.txt", "--from", "model", "--context", 9), "--from"),
     (("train", "--epochs", 3, "--max-steps", 9), "--epochs does not go with --max-steps"),
     (("generate", "--temperature", 0, "--top-k", 3), "--top-k needs --temperature"),
+    (("generate", "--temperature", 0, "--seed", 3), "--seed needs --temperature"),
     (("chat", "--top-p", "0.9"), "--top-p needs --temperature"),
     (("tokenize", "a", "b"), "unrecognized"), (("inspect",), "required: PROMPT"),
 ], ids=str)

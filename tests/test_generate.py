@@ -400,6 +400,18 @@ def test_generating_between_loss_and_backward_is_noticed():
     model = make_model()
     ids = np.array([[1, 2, 3]])
     model.loss(ids, ids)
-    list(model.generate([1], max_new_tokens=1))
+    list(model.generate([1, 2], max_new_tokens=1))
     with pytest.raises(RuntimeError):
         model.backward()
+
+
+def test_generating_token_by_token_leaves_a_loss_and_its_gradient_alone():
+    model, grads = make_model(), []
+    ids = np.array([[1, 2, 3]])
+    for tokens in (0, 2):
+        model.zero_grad()
+        model.loss(ids, ids)
+        list(model.generate([1], max_new_tokens=tokens, temperature=0))
+        model.backward()
+        grads.append(model.grad.copy())
+    assert grads[0].any() and np.array_equal(*grads)

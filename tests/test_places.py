@@ -124,3 +124,16 @@ def test_every_line_of_the_package_is_found():
             if line.text.strip():
                 place = find_place(files, ROOT / "build", str(ROOT / "build" / path), number)
                 assert place == f"simple_llm.md:{line.number} ⟨{line.block.name}⟩"
+
+
+def test_a_bug_in_one_process_of_mpiexec_ends_the_others_too(tmp_path):
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").touch()
+    (tmp_path / "mpi4py" / "MPI.py").write_text(
+        "class COMM_WORLD:\n    Abort = staticmethod(lambda status: print('aborted', status))\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "build"), str(tmp_path)])}
+    for size, said in (("2", "aborted 1\n"), ("1", "")):
+        done = subprocess.run([sys.executable, "-c", "import simple_llm; [][1]"],
+                              env={**env, "PMI_SIZE": size, "PMI_RANK": "0"},
+                              capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (1, said) and "IndexError" in done.stderr

@@ -1,6 +1,7 @@
 """A run that was stopped goes on, and ends in the bytes of one that never was."""
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,8 +242,25 @@ def test_an_unfinished_run_is_moved_aside_and_not_overwritten(copy):
     done = run("train", *SHORT, cwd=copy)
     assert done.returncode == 0, done.stderr
     assert "note: an unfinished training was in model" in done.stderr
-    assert (copy / "model" / f"old-{CHECKPOINT}").read_bytes() == before
+    [kept] = (copy / "model").glob(f"old-*-{CHECKPOINT}")
+    assert kept.read_bytes() == before and str(kept.name) in done.stderr
     assert read_checkpoint(copy / "model" / CHECKPOINT).step == 4 * 17
+    time.sleep(1.1)                                        # names differ by the second
+    shutil.copy(kept, copy / "model" / CHECKPOINT)
+    assert run("train", *SHORT, cwd=copy).returncode == 0
+    assert len(list((copy / "model").glob(f"old-*-{CHECKPOINT}"))) == 2
+
+
+def test_a_run_whose_weights_lie_in_another_order_is_refused_and_kept(copy):
+    path = copy / "model" / CHECKPOINT
+    found = read_checkpoint(path)
+    del found.plan["layout"]                               # as it was before this was noted
+    write_checkpoint(path, found)
+    before, model = path.read_bytes(), copy / "model" / "model.safetensors"
+    weights = model.read_bytes() if model.exists() else None
+    assert_refused(run("train", "--resume", *SHORT, cwd=copy), "layout was None and is now")
+    assert path.read_bytes() == before
+    assert weights is None or model.read_bytes() == weights
 
 
 @pytest.mark.parametrize("change", [

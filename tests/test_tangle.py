@@ -967,3 +967,18 @@ def test_help_shows_the_fences_and_the_commands(capsys):
 def test_only_the_standard_library_is_imported():
     imports = re.findall(r"^\s*(?:import|from) (\w+)", (ROOT / "tangle.py").read_text(), re.M)
     assert set(imports) <= set(sys.stdlib_module_names)
+
+
+def test_a_line_with_a_number_of_many_digits_is_refused_in_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        tangle.main(["where", "simple_llm/tiny.py:" + "9" * 5000])
+    assert "takes one FILE:LINE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("last", ["pass", ""])
+def test_chunks_that_double_at_each_level_are_refused_and_do_not_fill_the_memory(last):
+    chunks = [f"{F}python {{#c{n}}}\n<<c{n + 1}>>\n<<c{n + 1}>>\n{F}\n" for n in range(60)]
+    text = "\n".join([f"{F}python {{file=a.py}}\n<<c0>>\n{F}\n", *chunks,
+                      f"{F}python {{#c60}}\n{last}\n{F}\n"])
+    with pytest.raises(tangle.TangleError, match="more than 1,000,000 lines"):
+        tangle.tangle(text)
