@@ -12,7 +12,7 @@ override OUT    := $(value OUT)
 override MODEL  := $(value MODEL)
 override PROMPT := $(value PROMPT)
 export OUT MODEL PROMPT
-TORCH   := .venv-torch
+TORCH   := .venv-torch$(if $(TRANSFORMERS),-$(TRANSFORMERS))
 WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
@@ -74,7 +74,8 @@ bench: build  ## how fast is it on this machine? (ARGS=--json for machines)
 
 # PyTorch and transformers are wanted for comparisons alone, in an environment apart.
 $(TORCH)/.ready: requirements-torch.txt setup.sh
-	@sh setup.sh $(TORCH) requirements-torch.txt
+	@sed '$(if $(TRANSFORMERS),s/^transformers==.*/transformers==$(TRANSFORMERS)/)' $< >$(TORCH).txt
+	@sh setup.sh $(TORCH) $(TORCH).txt
 	@touch $@
 
 bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
@@ -83,7 +84,7 @@ bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers 
 bench-bpe: build $(TORCH)/.ready  ## time byte-pair training beside others (MINBPE=a copy of minbpe)
 	@MINBPE='$(MINBPE)' $(TORCH)/bin/python tests/bench_bpe.py $(ARGS)
 
-parity: build $(TORCH)/.ready  ## our directories in transformers, and theirs here (installs it)
+parity: build $(TORCH)/.ready  ## our directories in transformers, and theirs here (TRANSFORMERS=5.23.0: with that one)
 	@$(TORCH)/bin/python tests/parity.py
 
 .PHONY: book chapter

@@ -181,7 +181,7 @@ def compare_generation(tokens: int = 200) -> None:
                 theirs.generate(prompt, attention_mask=prompt, max_new_tokens=tokens,
                                 min_new_tokens=tokens, do_sample=False)
 
-        a, b, ratio = duel(us, them, 1, blocks=3 if config.n_layers > 6 else 7)
+        a, b, ratio = duel(us, them, 1, blocks=5 if config.n_layers > 6 else 7)
         print(f"{name:28} {tokens / a:6,.0f} t/s {tokens / b:6,.0f} t/s "
               f"{1 / ratio:6.1f}x", flush=True)
 

@@ -144,7 +144,7 @@ def main(directory: str, what: str) -> None:
     if what != "looks":
         return draw_all(model, corpus, Path(what))
     for name, means in three_looks(model, corpus, corpus.held_out).items():
-        print(f"{name:25}" + "".join(f"  layer {layer + 1}:" + "".join(
+        print(f"{name:26}" + "".join(f"  layer {layer + 1}:" + "".join(
             f"{share:5.0%}" for share in row) for layer, row in enumerate(means)))
 
 

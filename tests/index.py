@@ -75,15 +75,15 @@ def sources(module: str, tree: ast.Module) -> dict[str, str]:
 
 
 def name_index(files: tangle.Files) -> dict[tuple[str, str], tuple[tangle.Block, list]]:
-    """For each public function and class: the block that defines it, those that use it."""
+    """For each public function, class and method: the block that defines it, and (but for
+    methods, whose class the text does not tell) those that use it."""
     modules = {Path(path).stem: (ast.parse(text), files[path])
                for path, text in tangle.texts(files).items()
                if path.startswith("simple_llm/") and path.endswith(".py")}
     index: dict[tuple[str, str], tuple[tangle.Block, list]] = {}
     for module, (tree, lines) in modules.items():
         for name, line in public(tree):
-            if "." not in name:
-                index[name, module] = (lines[line - 1].block, [])
+            index[name, module] = (lines[line - 1].block, [])
     for module, (tree, lines) in modules.items():
         known = sources(module, tree)
         for name, line in used(tree):

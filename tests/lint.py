@@ -57,7 +57,7 @@ def code_lines(block: tangle.Block) -> int:
 def find_long_chunks(book: Book) -> Iterator[Problem]:
     for block in book.tangled:
         if code_lines(block) > LONGEST_CHUNK:
-            yield block.line, f"{block.label()} has {code_lines(block)} lines"
+            yield block.line, f"{block.label()} has {code_lines(block)} lines of code"
 
 
 def find_wide_lines(book: Book) -> Iterator[Problem]:
@@ -134,6 +134,13 @@ def find_bare_pictures(book: Book) -> Iterator[Problem]:
             yield number, "a picture without a description"
         if "![" in line and not re.match("<!-- (long )?figure", book.lines[number - 2]):
             yield number, "a picture without <!-- figure: COMMAND --> right above it"
+
+
+def find_pictures_not_shown(book: Book) -> Iterator[Problem]:
+    """A picture that nobody sees."""
+    for path in sorted((ROOT / "figures").iterdir()):
+        if f"(figures/{path.name})" not in book.text:
+            yield 0, f"figures/{path.name} is not shown"
 
 
 def find_unmarked_outputs(book: Book) -> Iterator[Problem]:
@@ -234,7 +241,7 @@ def find_unexplained_numbers(book: Book) -> Iterator[Problem]:
 
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
          find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
-         find_unmarked_outputs,
+         find_unmarked_outputs, find_pictures_not_shown,
          find_undefined_terms, find_too_few_words, find_too_many_bytes,
          find_unexplained_numbers]
 
@@ -280,7 +287,7 @@ def table(book: Book) -> dict[str, str]:
         "lines of code": f"{lines:,}",
         "words for each line": f"{words / max(1, lines):.1f}",
         "chunks": f"{len({block.name for block in chunks})} in {len(chunks)} blocks",
-        "lines of a chunk": f"median {statistics.median(sizes):g}, at most {max(sizes)}",
+        "lines of code of a chunk": f"median {statistics.median(sizes):g}, at most {max(sizes)}",
         "files": str(len(book.tangled) - len(chunks)),
         "exercises": f"{sum(exercises.values())} ({kinds})",
         "figures": str(len(re.findall(r"!\[", prose))),

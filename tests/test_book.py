@@ -114,3 +114,43 @@ def test_the_table_of_ingredients_has_a_row_for_each_experiment():
     import experiments
     table = re.search(r"experiments\.py ingredients -->\n```text\n.*\n([^`]*)```", TEXT)[1]
     assert [row[:34].strip() for row in table.splitlines()] == list(experiments.INGREDIENTS)
+
+
+# What the README and the figure of the training show
+
+
+def test_what_the_readme_shows_of_the_training_stands_in_the_book():
+    readme = Path(book.ROOT, "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"```text\n(.*?)```", readme, re.S)[1].splitlines()
+    [told] = [match["text"].splitlines() for match in book.OUTPUT.finditer(TEXT)
+              if match["command"].endswith("train --out ../model")]
+    at = [told.index(line) for line in shown if line]
+    assert at == sorted(at) and len(at) > 12
+
+
+def curves():
+    """The lines of figures/loss.svg by their colours, from 0 at the bottom to 1."""
+    picture = Path(book.ROOT, "figures", "loss.svg").read_text(encoding="utf-8")
+    found = re.findall(r'points="([^"]*)" fill="none" stroke="(#\w+)"', picture)
+    return picture, {color: [(372 - float(pair.split(",")[1])) / 308 for pair in points.split()]
+                     for points, color in found}
+
+
+def test_the_loss_in_the_figure_falls_to_the_floor_and_each_rung_is_named():
+    picture, lines = curves()
+    loss, [floor, _] = lines["#1f5fa8"], lines["#b3312c"]
+    assert loss[0] == max(loss) and floor < loss[-1] < floor + 0.01
+    assert loss[0] > 0.9 and loss[len(loss) // 2] < floor + 0.05
+    for rung in ("floor", "1 layer", "trigram", "bigram", "unigram", "uniform"):
+        assert re.search(rf">(transformer, )?{rung} [0-9.]+<", picture), rung
+
+
+def test_in_the_figure_answers_against_habit_fall_before_they_jump():
+    _, lines = curves()
+    answers, unusual = lines["#d98e04"], lines["#7a4fa3"]
+    assert answers[-1] > 0.99 and unusual[-1] > 0.99
+    low = unusual.index(min(unusual[1:]))
+    assert 0 < unusual[low] < 0.12 < max(unusual[1:low])       # it falls, nearly to nothing
+    assert answers[low] > answers[1] > 0                       # while the other climbs
+    jump = next(i for i, share in enumerate(unusual) if i > low and share > 0.8)
+    assert jump - low <= 5                                     # of 26 looks

@@ -57,7 +57,7 @@ def test_a_chunk_of_26_lines_is_noticed():
     fits = changed(fence, fence + "x = 0\n" * (25 - size))
     assert not broken(fits, lint.find_long_chunks)
     assert broken(changed(fence, fence + "x = 0\n", fits), lint.find_long_chunks) == [
-        f"⟨{first_chunk().name}⟩ has 26 lines"]
+        f"⟨{first_chunk().name}⟩ has 26 lines of code"]
 
 
 def test_a_file_of_26_lines_is_noticed():
@@ -85,6 +85,12 @@ def test_a_caption_changed_by_hand_is_stale():
     caption = re.search(r"(?m)^<a id=\"c-.* · used in .*$", TEXT)[0]
     spoilt = changed(caption, caption.replace("used in", "is used in"))
     assert tangle.add_captions(spoilt) != spoilt
+
+
+def test_a_picture_that_the_book_does_not_show_is_noticed():
+    assert not broken(TEXT, lint.find_pictures_not_shown)
+    assert broken(changed("(figures/loss.svg)", "(figures/tokens.svg)"),
+                  lint.find_pictures_not_shown) == ["figures/loss.svg is not shown"]
 
 
 @pytest.mark.parametrize("link", ["#no-such-heading", "no/such/file.py", "figures/no.svg"])
