@@ -128,3 +128,12 @@ def best_step(dtype: type) -> int:
         return float(np.abs(found / (3 * x.astype(float) ** 2) - 1).mean())
 
     return min(range(1, 13), key=error)
+
+
+def late_tokens() -> float:
+    """How much the last token costs, in first ones: from the curves of tokens.svg."""
+    picture = Path(__file__).parent.parent.joinpath("figures/tokens.svg").read_text()
+    y = {tick: float(re.search(rf'y="(\S+)"[^>]*>{tick}<', picture)[1]) for tick in (1, 10)}
+    curves = [[float(pair.split(",")[1]) for pair in points.split()]
+              for points in re.findall(r'points="([^"]*)"', picture) if points.count(",") > 9]
+    return float(np.mean([10 ** ((curve[0] - curve[-1]) / (y[1] - y[10])) for curve in curves]))
