@@ -584,8 +584,8 @@ def test_softmax_and_loss_are_right_for_huge_logits(scale):
     assert np.isfinite(loss.backward()).all()
 
 
-def test_one_blas_thread_and_two_give_the_same_bytes_here(tmp_path):
-    """On this machine and at these sizes; another BLAS may promise less."""
+def test_one_blas_thread_and_two_end_in_nearly_the_same_weights(tmp_path):
+    """The same bytes are not promised (chapter 17)."""
     models, wide = [], ("--width", 128, "--heads", 4, "--max-steps", 6)    # worth two threads
     for threads in ("1", "2"):
         home = make_home(tmp_path / threads)
@@ -597,8 +597,6 @@ def test_one_blas_thread_and_two_give_the_same_bytes_here(tmp_path):
         assert done.returncode == 0
         models.append(SimpleLLM.from_pretrained(home / "model"))
     np.testing.assert_allclose(models[0].data, models[1].data, atol=1e-4)
-    if models[0].data.tobytes() != models[1].data.tobytes():
-        pytest.skip("this BLAS adds in another order with two threads")
 
 
 def test_a_broken_down_training_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
