@@ -292,6 +292,7 @@ def test_tokenizer_json_has_the_form_that_hugging_face_reads(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "says"), [
+    (lambda whole: whole.update(pre_tokenizer=None), "not a tokenizer that"),
     (lambda whole: whole.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
     (lambda whole: whole["pre_tokenizer"].update(use_regex=False), "pattern"),
     (lambda whole: whole["pre_tokenizer"].update(add_prefix_space=True), "space"),
