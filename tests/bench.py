@@ -236,10 +236,7 @@ def print_layouts(config: Config = Config(50257, 1024, 768, 12, 12), rounds: int
     models = {"rows": by_rows(SimpleLLM(config)), "columns": SimpleLLM(config)}
     times: dict[str, list[float]] = {name: [] for name in models}
     for name in [*models] * rounds:
-        stamps = [time.perf_counter()]
-        for _ in models[name].generate([1], max_new_tokens=100, temperature=0):
-            stamps.append(time.perf_counter())
-        times[name].append(statistics.median(np.diff(stamps)))
+        times[name].append(float(np.median(time_tokens(models[name], 100, temperature=0))))
     for name, found in times.items():
         seconds = statistics.median(found)
         print(f"weights by {name:7} {seconds * 1e3:5.1f} ms per token, "
@@ -275,13 +272,15 @@ def workspace_bytes(config: Config, batch: int) -> float:
 def token_times(config: Config, tokens: int) -> Array:
     """Seconds for each token of a text that is generated with the cache."""
     model = SimpleLLM(replace(config, context_length=tokens))
-    runs = []
-    for _ in range(5):
-        stamps = [time.perf_counter()]
-        for _ in model.generate([1], max_new_tokens=tokens - 1, seed=0):
-            stamps.append(time.perf_counter())
-        runs.append(np.diff(stamps))                                       # (tokens,)
-    return np.median(runs, axis=0)
+    return np.median([time_tokens(model, tokens - 1) for _ in range(5)], axis=0)
+
+
+def time_tokens(model: SimpleLLM, tokens: int, **sampling: float) -> Array:
+    """(tokens,): seconds for each token of one text."""
+    stamps = [time.perf_counter()]
+    for _ in model.generate([1], max_new_tokens=tokens, seed=0, **sampling):
+        stamps.append(time.perf_counter())
+    return np.diff(stamps)
 
 
 def draw_growth(path: Path) -> None:

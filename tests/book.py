@@ -288,8 +288,8 @@ def main(arguments: list[str]) -> int:
         BOOK.write_text(seal_all(text), encoding="utf-8")
         return 0
     wrong = stale(text, table=table, run_all=arguments == ["check", "all"])
-    print("\n".join(wrong) or "every number in the book is what the program prints, or printed in a "
-          "long run that is sealed (make refresh-all repeats those)")
+    print("\n".join(wrong) or "every number in the book is what the program prints, or printed "
+          "in a long run that is sealed (make refresh-all repeats those)")
     return 1 if wrong else 0
 
 
