@@ -12,11 +12,14 @@ override OUT    := $(value OUT)
 override MODEL  := $(value MODEL)
 override PROMPT := $(value PROMPT)
 export OUT MODEL PROMPT
+# One BLAS thread for each process: what is measured, and what is sealed in the book, was so.
+OPENBLAS_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS
 TORCH   := .venv-torch$(if $(TRANSFORMERS),-$(TRANSFORMERS))
 WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test torture generate chat inspect info eval tokenize tiny shell \
+.PHONY: help tangle train test torture generate chat inspect info eval tokenize tiny first shell \
 	bench bench-torch bench-bpe parity captions book-check refresh refresh-all clean
 
 help:  ## show this list
@@ -69,8 +72,11 @@ tokenize: build  ## show how PROMPT="..." is cut into tokens
 tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
+first: build  ## chapter 9's loop of ten lines: train for a minute, then ask
+	@$(RUN).first
+
 bench: build  ## how fast is it on this machine? (ARGS=--json for machines)
-	@$(PYTHON) tests/bench.py $(ARGS)
+	@$(PYTHON) tools/bench.py $(ARGS)
 
 # PyTorch and transformers are wanted for comparisons alone, in an environment apart.
 $(TORCH)/.ready: requirements-torch.txt setup.sh
@@ -79,13 +85,13 @@ $(TORCH)/.ready: requirements-torch.txt setup.sh
 	@touch $@
 
 bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers (installs them)
-	@$(TORCH)/bin/python tests/bench_torch.py $(if $(TEXT),text $(TEXT))
+	@$(TORCH)/bin/python tools/bench_torch.py $(if $(TEXT),text $(TEXT))
 
 bench-bpe: build $(TORCH)/.ready  ## time byte-pair training beside others (MINBPE=a copy of minbpe)
-	@MINBPE='$(MINBPE)' $(TORCH)/bin/python tests/bench_bpe.py $(ARGS)
+	@MINBPE='$(MINBPE)' $(TORCH)/bin/python tools/bench_bpe.py $(ARGS)
 
 parity: build $(TORCH)/.ready  ## our directories in transformers, and theirs here (TRANSFORMERS=5.23.0: with that one)
-	@$(TORCH)/bin/python tests/parity.py
+	@$(TORCH)/bin/python tools/parity.py
 
 .PHONY: book chapter
 # What weaving the page needs, in an environment apart, too.
@@ -94,10 +100,10 @@ $(WEAVER)/.ready: requirements-book.txt setup.sh
 	@touch $@
 
 book: build $(WEAVER)/.ready  ## weave the book into one page, build/book/index.html
-	@PYTHONPATH=. $(WEAVER)/bin/python build/weave.py simple_llm.md build/book/index.html
+	@$(WEAVER)/bin/python tools/weave.py simple_llm.md build/book/index.html
 
 chapter: build  ## the program as it is known at the end of chapter N=5, in build/chapters/5
-	@$(PYTHON) tests/chapter.py $(N) $(DIRECTORY)
+	@$(PYTHON) tools/chapter.py $(N) $(DIRECTORY)
 
 shell: build  ## a Python session that can import simple_llm
 	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'
@@ -121,33 +127,33 @@ solution: build  ## the book's own chunk for EX=...
 	@$(EXERCISES) $(if $(EX),solution '$(EX)')
 
 torture: build  ## kill a training a hundred times, and compare the bytes at the end (minutes)
-	@$(PYTHON) tests/torture.py $(ARGS)
+	@$(PYTHON) tools/torture.py $(ARGS)
 
 captions: $(STAMP)  ## renew the captions above the chunks of the book, and its index
 	@$(PYTHON) tangle.py captions
-	@$(PYTHON) tests/index.py
+	@$(PYTHON) tools/index.py
 
 book-check: build  ## is everything that the book shows still true? its rules, its figures
 	@$(PYTHON) tangle.py check
-	@$(PYTHON) tests/index.py check
-	@$(PYTHON) tests/lint.py
-	@$(PYTHON) tests/book.py check
+	@$(PYTHON) tools/index.py check
+	@$(PYTHON) tools/lint.py
+	@$(PYTHON) tools/book.py check
 
 refresh: build  ## renew the outputs of sessions and quick commands in the book
-	@$(PYTHON) tests/book.py refresh
+	@$(PYTHON) tools/book.py refresh
 	@$(PYTHON) tangle.py captions
-	@$(PYTHON) tests/index.py
+	@$(PYTHON) tools/index.py
 
 refresh-all: build  ## renew the long runs in the book, too, and its figures (minutes)
-	@$(PYTHON) tests/book.py refresh all
+	@$(PYTHON) tools/book.py refresh all
 	@cp model/loss.svg figures/loss.svg
 	@cp model/config.json model/model.safetensors model/tokenizer*.json tests/trained/
-	@$(PYTHON) tests/book.py refresh
-	@$(PYTHON) tests/bench.py figures figures
-	@$(PYTHON) tests/book.py seal
+	@$(PYTHON) tools/book.py refresh
+	@$(PYTHON) tools/bench.py figures figures
+	@$(PYTHON) tools/book.py seal
 	@$(PYTHON) tangle.py captions
-	@$(PYTHON) tests/index.py
+	@$(PYTHON) tools/index.py
 
 clean:  ## remove what was built, but no model
-	@rm -rf $(VENV) $(TORCH) $(WEAVER) .pytest_cache tests/__pycache__ __pycache__
+	@rm -rf $(VENV) $(TORCH) $(WEAVER) .pytest_cache tests/__pycache__ tools/__pycache__ __pycache__
 	@find build -mindepth 1 ! -name .gitignore -delete

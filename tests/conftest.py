@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path[:0] = [str(ROOT), str(ROOT / "build")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "build")]
 
 import pytest  # noqa: E402
 

@@ -119,7 +119,7 @@ def test_the_figures_are_pictures(small_sizes, monkeypatch, tmp_path):
 
 
 def test_an_unknown_measurement_is_refused():
-    with pytest.raises(SystemExit, match="python tests/bench.py"):
+    with pytest.raises(SystemExit, match="python tools/bench.py"):
         bench.main(["fast"])
 
 

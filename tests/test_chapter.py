@@ -16,7 +16,7 @@ NUMBERS = sorted({int(n) for n in index.chapters(TEXT, tangle.read_blocks(TEXT)[
                   if n.isdigit()})
 TRY = """
 import importlib, json, os, sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = [{tools!r}, {root!r}]
 import book
 wrong = {{}}
 for number, directory in {directories!r}.items():
@@ -54,7 +54,7 @@ def tried(tmp_path_factory):
     home = tmp_path_factory.mktemp("chapters")
     for number in NUMBERS:
         build(number, home / str(number))
-    script = TRY.format(tests=str(book.ROOT / "tests"), root=str(book.ROOT),
+    script = TRY.format(tools=str(book.ROOT / "tools"), root=str(book.ROOT),
                         directories={n: str(home / str(n)) for n in NUMBERS})
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -90,7 +90,7 @@ def make_page(tmp_path_factory):
         (home / "simple_llm.md").write_text(text, encoding="utf-8")
         (home / "index.md").write_bytes((ROOT / "index.md").read_bytes())
         done = subprocess.run(
-            [python, ROOT / "build/weave.py", home / "simple_llm.md", home / "out/index.html"],
+            [python, ROOT / "tools/weave.py", home / "simple_llm.md", home / "out/index.html"],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
         if not check:
             return done
@@ -161,7 +161,7 @@ def test_a_comment_shows_its_command_or_nothing():
 def test_missing_libraries_give_one_sentence(tmp_path):
     (tmp_path / "markdown_it.py").write_text("raise ImportError(name='markdown_it')")
     done = subprocess.run(
-        [sys.executable, ROOT / "build/weave.py", BOOK, tmp_path / "page.html"],
+        [sys.executable, ROOT / "tools/weave.py", BOOK, tmp_path / "page.html"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, text=True,
         capture_output=True)
     assert done.returncode == 1 and "make book" in done.stderr
@@ -169,9 +169,9 @@ def test_missing_libraries_give_one_sentence(tmp_path):
 
 
 def test_the_weaver_has_fewer_than_250_lines():
-    lines = sum(Path(ROOT, "build", name).read_text(encoding="utf-8").count("\n")
+    lines = sum(Path(ROOT, "tools", name).read_text(encoding="utf-8").count("\n")
                 for name in ("weave.py", "weave.css"))
-    assert lines < 300 and Path(ROOT, "build/weave.py").read_text().count("\n") < 250
+    assert lines < 300 and Path(ROOT, "tools/weave.py").read_text().count("\n") < 250
 
 
 # With them

@@ -18,6 +18,7 @@ from typing import Callable
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "build"))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 os.environ["RAYON_NUM_THREADS"] = "1"
 
 import pydoc_data.topics  # noqa: E402

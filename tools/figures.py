@@ -1,17 +1,18 @@
-"""The figures of chapter 13: python tests/figures.py MODEL DIRECTORY, or MODEL looks.
+"""The figures of chapter 13: python tools/figures.py MODEL DIRECTORY, or MODEL looks.
 
 The second prints the table of looks instead. Needs build/ (make tangle), and NumPy alone.
 """
 from __future__ import annotations
 
+import os
 import sys
 from html import escape
 from pathlib import Path
 from typing import Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "build"))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 
-import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
 import numpy as np  # noqa: E402
 
 from simple_llm.corpus import StoryCorpus, World  # noqa: E402

@@ -1,14 +1,16 @@
-"""The tables of chapters 9 and 11: python tests/experiments.py ingredients|seeds|optimizers.
+"""The tables of chapters 9 and 11: python tools/experiments.py ingredients|seeds|optimizers.
 
 Needs build/ (make tangle), and NumPy alone; it takes some minutes.
 """
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, Callable
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "build"))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 
 from simple_llm.corpus import Batch, StoryCorpus, World  # noqa: E402
 from simple_llm.experiments import INGREDIENTS, experiment  # noqa: E402

@@ -1,11 +1,11 @@
 """The numbers in the book: check that they are what the program prints, or renew them.
 
-    python tests/book.py check         what is quick; exit 1 if something is stale
-    python tests/book.py check all     also run the long commands again (minutes)
-    python tests/book.py refresh       renew what is quick in simple_llm.md
-    python tests/book.py refresh all       also the long runs (minutes)
-    python tests/book.py refresh WORD      of the long runs, those with this in the command
-    python tests/book.py seal          what is long stands as its command printed it
+    python tools/book.py check         what is quick; exit 1 if something is stale
+    python tools/book.py check all     also run the long commands again (minutes)
+    python tools/book.py refresh       renew what is quick in simple_llm.md
+    python tools/book.py refresh all       also the long runs (minutes)
+    python tools/book.py refresh WORD      of the long runs, those with this in the command
+    python tools/book.py seal          what is long stands as its command printed it
 
 Four marks. All but the first are comments, which GitHub does not show. (The numbers in
 sentences have none: numbers.txt says where they come from; see claims.py.)
@@ -41,6 +41,7 @@ import claims
 from claims import near, number
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before a session imports NumPy
 BOOK = ROOT / "simple_llm.md"
 SEAL = r"(?: (?P<seal>[0-9a-f]{8}))?"
 OUTPUT = re.compile(
@@ -49,6 +50,7 @@ OUTPUT = re.compile(
 FIGURE = re.compile(rf"^<!-- (?P<kind>(?:long )?figure){SEAL}: (?P<command>.+?) -->\n"
                     r"!\[[^\]]*\]\((?P<path>[^)]+)\)$", re.MULTILINE)
 MARK = re.compile(r"<!--(?! index -->)")               # there are no other comments
+MOVED = re.compile(r"^\.\./tests/(?=\w+\.py$)")         # an older book says tests/
 NEVER = "nobody has run"                               # how a message begins
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -114,6 +116,7 @@ def command_output(command: str) -> str:
     """What a command prints on stdout when it runs in build/."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "build")}
     words = [sys.executable if word == "python" else word for word in command.split()]
+    words = [MOVED.sub("../tools/", word) for word in words]
     done = subprocess.run(
         words, cwd=ROOT / "build", env=environment, stdout=subprocess.PIPE, text=True,
         check=True,
@@ -181,13 +184,13 @@ def stale(text: str, whole: str = "", table: str = "", run_all: bool = False) ->
         if match["kind"] == "figure" and drawings(command).get(path.name) != drawn:
             complain(match.start(), f"{match['path']} is not what `{command}` draws")
         elif match["kind"] != "figure" and match["seal"] is None:
-            complain(match.start(), f"{NEVER} `{command}`: then `python tests/book.py seal`")
+            complain(match.start(), f"{NEVER} `{command}`: then `python tools/book.py seal`")
         elif match["kind"] != "figure" and seal(command, drawn) != match["seal"]:
             complain(match.start(), f"{match['path']} is not what was sealed: draw it "
-                     "again, then `python tests/book.py seal`")
+                     "again, then `python tools/book.py seal`")
     for problem in renewed_numbers(text, table, names)[1]:
         if problem.line:
-            wrong.append(f"tests/{claims.TABLE.name}:{problem.line}: {problem.message}")
+            wrong.append(f"tools/{claims.TABLE.name}:{problem.line}: {problem.message}")
         else:
             complain(problem.place, problem.message)
     known = {match.start() for kind in (OUTPUT, FIGURE) for match in kind.finditer(text)}
@@ -208,7 +211,7 @@ def stale_output(match: re.Match[str], run_all: bool) -> Iterator[str]:
             yield f"the output of `{command}` is stale"
         return
     if match["seal"] is None:
-        yield f"{NEVER} `{command}`: `python tests/book.py refresh WORD` does"
+        yield f"{NEVER} `{command}`: `python tools/book.py refresh WORD` does"
     elif match["seal"] != seal(command, text):
         yield f"the output of `{command}` was changed by hand"
     if run_all and match["tolerance"]:

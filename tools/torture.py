@@ -1,7 +1,7 @@
 """Kill a training again and again; it must end in the bytes of one that was never killed.
 
-    python tests/torture.py             a hundred kills and more (a few minutes)
-    python tests/torture.py --kills 9   so many
+    python tools/torture.py             a hundred kills and more (a few minutes)
+    python tools/torture.py --kills 9   so many
 
 A kill is a SIGKILL, which a program can neither catch nor delay. It comes in three ways:
 
@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "build"), "PYTHONIOENCODING": "utf-8"}
 TEXT = "the cat sat on the mat.\nthe dog sat on the log.\n" * 40
 SMALL = ("--layers", "1", "--heads", "2", "--width", "8", "--dropout", "0.1")

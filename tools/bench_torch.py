@@ -24,8 +24,8 @@ from typing import Any, Callable
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "build"))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 
-import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
 import numpy as np  # noqa: E402
 
 from bench import SIZES, make_batch  # noqa: E402

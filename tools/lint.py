@@ -1,6 +1,6 @@
 """The rules that the book keeps, and its table of figures.
 
-    python tests/lint.py        say what breaks a rule; exit 1 if anything does
+    python tools/lint.py        say what breaks a rule; exit 1 if anything does
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "build")]
+sys.path[:0] = [str(ROOT)]
 
 import claims  # noqa: E402
 import tangle  # noqa: E402
@@ -232,10 +232,10 @@ def find_too_many_bytes(book: Book) -> Iterator[Problem]:
 
 
 def find_unexplained_numbers(book: Book) -> Iterator[Problem]:
-    """Every number in a sentence stands in tests/numbers.txt, with what it comes from."""
+    """Every number in a sentence stands in tools/numbers.txt, with what it comes from."""
     for problem in claims.unexplained(book.text, book.numbers):
         line = book.text.count("\n", 0, problem.place) + 1
-        yield ((0, f"tests/{claims.TABLE.name}:{problem.line}: {problem.message}")
+        yield ((0, f"tools/{claims.TABLE.name}:{problem.line}: {problem.message}")
                if problem.line else (line, problem.message))
 
 
@@ -249,7 +249,7 @@ RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chun
 def problems(book: Book) -> list[str]:
     found = sorted(problem for rule in RULES for problem in rule(book))
     return [f"simple_llm.md:{line}: {wrong}" if line
-            else wrong if wrong.startswith("tests/") else f"simple_llm.md: {wrong}"
+            else wrong if wrong.startswith("tools/") else f"simple_llm.md: {wrong}"
             for line, wrong in found]
 
 

@@ -1,6 +1,6 @@
 """The program as it is known at the end of a chapter.
 
-    python tests/chapter.py 5 [DIRECTORY]      the directory: build/chapters/5
+    python tools/chapter.py 5 [DIRECTORY]      the directory: build/chapters/5
 
 Of every file it holds what chapters 1 to 5 have shown. A file's own block, which lists its
 chunks and says what it imports, counts as shown as soon as one of its chunks is. In place
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import index  # noqa: E402
 import tangle  # noqa: E402

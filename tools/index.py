@@ -1,7 +1,7 @@
 """Appendix D: the index of chunks and the index of names, made from the book's code.
 
-    python tests/index.py            write it: index.md
-    python tests/index.py check      exit 1 if it is stale
+    python tools/index.py            write it: index.md
+    python tools/index.py check      exit 1 if it is stale
 
 It is a file of its own, for it is made by a program, and would be a sixteenth of the book.
 `make book` puts it where the book says <!-- index -->.

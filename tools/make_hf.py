@@ -3,7 +3,7 @@
 The tests only read the file, and need neither transformers nor PyTorch. It was made once, with
 tokenizers 0.22.2, transformers 4.57.6 and torch 2.13.0 (see make_fixture.py for their set-up):
 
-    .venv-torch/bin/python tests/make_hf.py
+    .venv-torch/bin/python tools/make_hf.py
 
 It holds a small byte-pair tokenizer of GPT-2's form, made by Hugging Face's own trainer, in both of
 its forms (tokenizer.json; vocab.json with merges.txt); the ids that it gives to odd texts; which
@@ -23,7 +23,7 @@ import torch
 import transformers
 from tokenizers import models, pre_tokenizers, trainers
 
-HERE = pathlib.Path(__file__).resolve().parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 END = "<|endoftext|>"
 MERGES = 300
 PIECES = ["the", "They", "'s", "'ll", "'T", "n't", "123", "٣", "²", "½", "Ⅷ", "一", "日本", "né", "e\u0301", "🙂",
@@ -34,7 +34,7 @@ SHAPE = dict(vocab_size=257 + MERGES, n_positions=16, n_embd=12, n_layer=2, n_he
 
 def training_text():
     """The book's own preface and a few lines in other scripts."""
-    book = (HERE.parent / "simple_llm.md").read_text("utf-8")
+    book = (ROOT / "simple_llm.md").read_text("utf-8")
     return book[book.index("# simple_llm"):][:20_000] + "né naïve 日本語 日本 🙂🙂 ½ ½ ²\n" * 5
 
 
@@ -128,7 +128,7 @@ def main():
         out = pathlib.Path(directory)
         expected = make_tokenizer(out) | make_models(out) | dict(classes=classes())
         (out / "expected.json").write_text(json.dumps(expected), "utf-8")
-        with zipfile.ZipFile(HERE / "hf.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        with zipfile.ZipFile(ROOT / "tests/hf.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for path in sorted(out.rglob("*.*")):
                 info = zipfile.ZipInfo(path.relative_to(out).as_posix())    # with no date: the same bytes again
                 info.compress_type = zipfile.ZIP_DEFLATED

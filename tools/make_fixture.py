@@ -4,7 +4,7 @@ The tests only read the file, and need no PyTorch. This was run once, on a CPU, 
 torch 2.13.0, transformers 4.57.6 and numpy 2.4.6 (the file records them, under `versions`):
 
     make parity                         sets up .venv-torch
-    .venv-torch/bin/python tests/make_fixture.py
+    .venv-torch/bin/python tools/make_fixture.py
 
 The model is a tiny GPT-2, with noise on every parameter, so that each bias, gain and position counts.
 What has 64 in its name was computed in float64, from the same float32 weights.
@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHAPE = dict(vocab_size=29, n_positions=12, n_embd=24, n_layer=2, n_head=3)
 
 # Extreme inputs, reached by scaling some parameters: (part of the parameters' names, factor).
@@ -112,7 +113,7 @@ def main():
     best, second = torch.cat(made.scores).topk(2).values.T
     out |= {"generated": made.sequences[0], "generated_margin": (best - second).min()} | layers()
     arrays = {k: v.detach().numpy() if isinstance(v, torch.Tensor) else np.array(v) for k, v in out.items()}
-    np.savez_compressed(pathlib.Path(__file__).with_name("fixture.npz"), **arrays)
+    np.savez_compressed(ROOT / "tests/fixture.npz", **arrays)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "build"))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
 import numpy as np  # noqa: E402
 import pydoc_data.topics  # noqa: E402
 import safetensors.torch  # noqa: E402

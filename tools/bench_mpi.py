@@ -1,4 +1,4 @@
-"""One process and two of mpiexec, training the same: python tests/bench_mpi.py.
+"""One process and two of mpiexec, training the same: python tools/bench_mpi.py.
 
 Needs build/ (make tangle), an MPI with its mpiexec, and mpi4py in this Python.
 """
@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # in each process
 
 
 def train(processes: int) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""How fast is it? python tests/bench.py [--json | ladder [NAME] | layouts | figures DIRECTORY]
+"""How fast is it? python tools/bench.py [--json | ladder [NAME] | layouts | figures DIRECTORY]
 
 Needs build/ (make tangle), and NumPy alone; bench_torch.py puts PyTorch beside it.
 """
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "build"))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 
-import simple_llm  # noqa: E402,F401  (before NumPy: it sets the number of BLAS threads)
 import numpy as np  # noqa: E402
 
 from chart import Chart  # noqa: E402

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def counting(n: int):
     """An n-gram model of 2,000 stories, and held-out stories with their ids."""
@@ -78,7 +80,7 @@ def parameters(vocabulary: int, context: int, width: int, blocks: int) -> int:
 
 def config_fields() -> int:
     """How many fields transformers writes into a GPT-2's config.json."""
-    with zipfile.ZipFile(Path(__file__).with_name("hf.zip")) as fixture:
+    with zipfile.ZipFile(ROOT / "tests/hf.zip") as fixture:
         return len(json.loads(fixture.read("float32/config.json")))
 
 
@@ -132,7 +134,7 @@ def best_step(dtype: type) -> int:
 
 def late_tokens() -> float:
     """How much the last token costs, in first ones: from the curves of tokens.svg."""
-    picture = Path(__file__).parent.parent.joinpath("figures/tokens.svg").read_text()
+    picture = (ROOT / "figures/tokens.svg").read_text()
     y = {tick: float(re.search(rf'y="(\S+)"[^>]*>{tick}<', picture)[1]) for tick in (1, 10)}
     curves = [[float(pair.split(",")[1]) for pair in points.split()]
               for points in re.findall(r'points="([^"]*)"', picture) if points.count(",") > 9]

@@ -168,7 +168,7 @@ def unexplained(text: str, table: str) -> Iterator[Problem]:
             claim, around = (" ".join(words.split()) for words in (
                 prose.plain[start:end], prose.plain[max(0, start - 30):end + 20]))
             yield Problem(prose.places[start], f"`{claim}` comes from nowhere "
-                          f"(tests/{TABLE.name}): {around}")
+                          f"(tools/{TABLE.name}): {around}")
 
 
 def slots(prose: Prose, entry: Entry) -> Iterator[Slot]:

@@ -1,0 +1,181 @@
+"""Weave the book: python tools/weave.py simple_llm.md build/book/index.html"""
+from __future__ import annotations
+
+import base64
+import os
+import re
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tangle  # noqa: E402
+
+try:
+    import pygments
+    from markdown_it import MarkdownIt
+    from math_core import LatexError, LatexToMathML
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import get_lexer_by_name
+    MISSING = ""
+except ImportError as error:
+    MISSING = f"weave: there is no {error.name} here: `make book` installs it"
+
+
+def anchor(heading: str, taken: dict[str, int]) -> str:
+    """The anchor that GitHub gives a heading; `taken` counts those it gave before."""
+    name = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+    count = taken.get(name, 0)
+    taken[name] = count + 1
+    return f"{name}-{count}" if count else name
+
+
+FORMULA = re.compile(r"\$`(.+?)`\$", re.DOTALL)
+
+
+def read_formula(state: Any, silent: bool) -> bool:
+    """A rule for markdown-it: is there a formula at this place?"""
+    match = FORMULA.match(state.src, state.pos)
+    if match and not silent:
+        state.push("formula", "math", 0).content = match[1]
+    if match:
+        state.pos = match.end()
+    return bool(match)
+
+
+def mathml(formula: str, display: bool) -> str:
+    """A formula as MathML."""
+    try:
+        found = LatexToMathML().convert_with_local_state(formula, displaystyle=display)
+    except LatexError as error:
+        sys.exit(f"weave: cannot read the formula {formula!r}: {error}")
+    return f'<div class="formula">{found}</div>' if display else found
+
+
+PLAIN = re.compile(r'<span class="(?:n|o|p|w|go)">([^<]*)</span>')
+
+
+def code(body: list[str], language: str, chunks: dict[str, Any]) -> str:
+    """Lines of code as HTML, in which each reference can be unfolded."""
+    uses = [tangle.REFERENCE.fullmatch(line) for line in body]
+    text = "\n".join("#" if use else line for use, line in zip(uses, body))
+    lexer = get_lexer_by_name(language or "text", stripnl=False, ensurenl=False)
+    marked = pygments.highlight(text, lexer, HtmlFormatter(nowrap=True))
+    lines = [unfold(use[2], len(use[1]), chunks) if use and use[2] in chunks else line
+             for use, line in zip(uses, PLAIN.sub(r"\1", marked).split("\n"))]
+    return "<pre>\n" + "\n".join(lines) + "</pre>"
+
+
+def unfold(name: str, indent: int, chunks: dict[str, Any]) -> str:
+    """A chunk behind its name, moved right as far as the reference."""
+    inside = "".join(code(part.body, part.language, chunks) for part in chunks[name])
+    link = f'<a href="#c-{name}">{name}</a>'
+    return (f'</pre><details style="--indent:{indent}ch"><summary>⟨{link}⟩</summary>'
+            f"<div>{inside}</div></details><pre>")
+
+
+COMMAND = re.compile(r"<!-- (?:output|long)\b[^:]*: (.+?) -->")
+
+
+def comment(html: str) -> str:
+    """HTML in the document: a comment shows its command, or nothing at all."""
+    if not html.startswith("<!--"):
+        return html
+    shown = COMMAND.match(html)
+    return f'<p class="command">$ {escape(shown[1])}</p>\n' if shown else ""
+
+
+def draw_with(book: Path, text: str) -> dict[str, Any]:
+    """The functions that draw our kinds of tokens."""
+    blocks, _ = tangle.read_blocks(text)
+    chunks = tangle.gather_chunks(blocks)
+    at = {block.line: block for block in blocks}
+
+    def fence(self: Any, tokens: Any, i: int, *_: Any) -> str:
+        block = at[tokens[i].map[0] + 1]
+        if block.language == "math":
+            return mathml("\n".join(block.body), display=True)
+        kind = "code" if block.kind else "code loose"
+        return f'<div class="{kind}">{code(block.body, block.language, chunks)}</div>\n'
+
+    def image(self: Any, tokens: Any, i: int, *_: Any) -> str:
+        picture = book.parent / tokens[i].attrs["src"]
+        if not picture.is_file():
+            sys.exit(f"weave: there is no picture {picture}")
+        source = base64.b64encode(picture.read_bytes()).decode()
+        return (f'<img alt="{escape(tokens[i].content)}" '
+                f'src="data:image/svg+xml;base64,{source}">')
+
+    def html(self: Any, tokens: Any, i: int, *_: Any) -> str:
+        return comment(tokens[i].content)
+
+    return {"fence": fence, "image": image, "html_block": html, "html_inline": html,
+            "formula": lambda self, tokens, i, *_: mathml(tokens[i].content, False)}
+
+
+def prepare(tokens: list[Any], up: str) -> list[tuple[int, str, str]]:
+    """Give headings their anchors, mend links; return the headings for the contents."""
+    taken: dict[str, int] = {}
+    headings = []
+    for token, following in zip(tokens, [*tokens[1:], None]):
+        if token.type == "heading_open":
+            name = anchor(following.content, taken)
+            token.attrs["id"] = name
+            headings.append((int(token.tag[1]), name, following.content))
+        for child in token.children or []:
+            href = child.attrs.get("href", "#")
+            if not re.match(r"#|\w+:", str(href)):
+                child.attrs["href"] = f"{up}/{href}"
+    return headings
+
+
+def navigation(headings: list[tuple[int, str, str]]) -> str:
+    """The contents: chapters, and in each a folded list of its sections."""
+    html = ""
+    for level, name, title in headings[1:]:
+        link = f'<a href="#{name}">{escape(title.replace("`", ""))}</a>'
+        html += (f"</details><details><summary>{link}</summary>" if level == 2
+                 else f"<div>{link}</div>")
+    return html.removeprefix("</details>") + "</details>"
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
+<style>{style}</style></head>
+<body><nav id="contents" aria-label="Contents">{contents}</nav>
+<main>{text}</main><a class="up" href="#contents">Contents</a></body></html>
+"""
+
+
+def weave(book: Path, page: Path) -> str:
+    """The book as a page that will stand at this place."""
+    index = tangle.read_document(book.with_name("index.md")).replace(book.name, "")
+    text = tangle.read_document(book).replace("\n<!-- index -->\n", index, 1)
+    markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
+    markdown.inline.ruler.before("backticks", "formula", read_formula)
+    for kind, draw in draw_with(book, text).items():
+        markdown.add_render_rule(kind, draw)
+    tokens = markdown.parse(text)
+    up = Path(os.path.relpath(book.parent, page.parent)).as_posix()
+    headings = prepare(tokens, up)
+    return PAGE.format(
+        title=escape(headings[0][2]), contents=navigation(headings),
+        style=Path(__file__).with_name("weave.css").read_text(encoding="utf-8"),
+        text=markdown.renderer.render(tokens, markdown.options, {}))
+
+
+def main(book: str, page: str) -> None:
+    if MISSING:
+        sys.exit(MISSING)
+    html = weave(Path(book), Path(page))
+    Path(page).parent.mkdir(parents=True, exist_ok=True)
+    tangle.replace_file(Path(page), html)
+    print(f"{page}: {len(html.encode()) / 1000:,.0f} KB")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
