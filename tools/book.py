@@ -72,8 +72,8 @@ def sessions(text: str) -> Iterator[Session]:
             body.append(line)
         elif line.startswith("```pycon"):
             start, body = number + 1, []
-        elif line.startswith("## "):
-            chapter = line.removeprefix("## ")
+        elif line.startswith(("## ", "# Part ")):
+            chapter = line.lstrip("# ")
 
 
 def run_chapter(
@@ -147,7 +147,7 @@ def namespaces(whole: str) -> dict[str, dict[str, object]]:
     outputs = [(match["command"], match["text"]) for match in OUTPUT.finditer(whole)]
     names = {**vars(math), **claims.readers(whole, outputs), "ROOT": ROOT,
              "__name__": "__main__"}
-    titles = re.findall(r"^## (.*)$", whole, re.MULTILINE)
+    titles = re.findall(r"^(?:## |# (?=Part ))(.*)$", whole, re.MULTILINE)
     return {title: dict(names) for title in ["", *titles]}
 
 

@@ -10,7 +10,8 @@ stand in a phrase of numbers.txt. A line of that file is a phrase, " <- " and it
                                          it is a fact about others, and this is where from
     /chapters? \\d+/ <- given: a name     the same for all that a pattern matches
     : import numpy as np                 a statement, run before the values below
-    ## 3.                                what follows is of the chapter with this title;
+    ## 3.                                what follows is of the chapter with this title (or
+                                         ## Part II. of the words before its chapters);
                                          what stands before the first, of every chapter
 
 Line ends, comments and where links lead do not matter. Expressions know the names of the
@@ -119,7 +120,8 @@ class Prose:
         """Where a chapter begins and ends; all of the text if there is no title."""
         if not title:
             return 0, len(self.plain)
-        found = re.search(rf"^## {re.escape(title)}.*?(?=^## |\Z)", self.plain, re.M | re.S)
+        found = re.search(rf"^##? {re.escape(title)}.*?(?=^## |^# Part |\Z)", self.plain,
+                          re.M | re.S)
         return found.span() if found else (0, 0)
 
     def claims(self) -> Iterator[tuple[int, int]]:

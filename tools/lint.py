@@ -16,10 +16,14 @@ sys.path[:0] = [str(ROOT)]
 import claims  # noqa: E402
 import tangle  # noqa: E402
 
-LONGEST_CHUNK, WIDEST_LINE, FEWEST_WORDS, MOST_KILOBYTES = 25, 88, 4.0, 400
+WIDEST_LINE, MOST_KILOBYTES = 88, 350
+LONGEST_CHUNK, LONGEST_IN_PART_I = 25, 20
+FEWEST_WORDS, FEWEST_IN_PART_I = 4.0, 8.0               # of prose, for each line of code
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FORMULA = re.compile(r"\$`.+?`\$", re.DOTALL)
-EXERCISE = re.compile(r"^- \*\d+\.\d+\* \(([^)]*)\)", re.M)
+EXERCISE = re.compile(r"^- \*(\d+\.\d+)\* \(([^)]*)\)", re.M)
+FOLD = "<details><summary>Solution</summary>\n\n"
+TO_REMEMBER = re.compile(r"^\*\*To remember\.\*\*(.*?)(?=\n\n|\Z)", re.M | re.S)
 Problem = tuple[int, str]
 
 
@@ -43,6 +47,33 @@ class Book:
 
     def line_at(self, place: int) -> int:
         return self.prose().count("\n", 0, place) + 1
+
+    def cut(self, levels: str) -> dict[str, Book]:
+        """The book cut before each heading of these levels, with the lines it has here."""
+        lines = self.text.split("\n")
+        starts = [(number, line.lstrip("# ")) for number, line in self.headings
+                  if re.match(levels, line) and number > self.headings[0][0]]
+        ends = [number for number, _ in starts] + [len(lines) + 1]
+        pieces = {name: (start, end) for (start, name), end in zip(starts, ends[1:])}
+        return {name: Book("\n" * (start - 1) + "\n".join(lines[start - 1:end - 1]), self.root)
+                for name, (start, end) in {"Preface": (1, ends[0]), **pieces}.items()}
+
+    def parts(self) -> dict[str, Book]:
+        """The preface, the parts and the appendices; {} if the book has no parts."""
+        parts = self.cut("# ")
+        return parts if len(parts) > 1 else {}
+
+    def part_one(self) -> Book:
+        return next(part for name, part in self.parts().items() if name.startswith("Part I."))
+
+    def chapters(self) -> dict[str, Book]:
+        """The chapters that have a number."""
+        return {name: chapter for name, chapter in self.cut("##? ").items()
+                if re.match(r"\d+\. ", name)}
+
+    def size(self) -> float:
+        """In kilobytes."""
+        return len(self.text.strip("\n").encode()) / 1000
 
 
 def blank(match: re.Match[str]) -> str:
@@ -155,7 +186,7 @@ def find_stray_tags(book: Book) -> Iterator[Problem]:
     """What looks like HTML is not shown, unless it is marked as code."""
     prose = COMMENT.sub(blank, FORMULA.sub(blank, book.prose()))
     prose = re.sub(r"`[^`\n]*`", blank, prose)
-    for tag in re.finditer(r"</?(?!a id=|/?a>|sub>)[a-z]\w*\b[^<\n]*>", prose):
+    for tag in re.finditer(r"</?(?!a id=|/?a>|sub>|details>|summary>)[a-z]\w*\b[^<\n]*>", prose):
         yield prose.count("\n", 0, tag.start()) + 1, f"{tag[0]} will not be seen"
 
 
@@ -211,7 +242,7 @@ def find_undefined_terms(book: Book) -> Iterator[Problem]:
 
 
 def words_of_prose(book: Book) -> int:
-    text = re.sub(r"<a id=.*</sub>", "", COMMENT.sub("", book.prose()))
+    text = re.sub(r"<a id=.*</sub>|</?[a-z]+>", "", COMMENT.sub("", book.prose()))
     return len(re.findall(r"[A-Za-z][\w'-]*", FORMULA.sub("x", text)))
 
 
@@ -219,16 +250,13 @@ def lines_of_code(book: Book) -> int:
     return sum(code_lines(block) for block in book.tangled)
 
 
+def words_per_line(book: Book) -> float:
+    return words_of_prose(book) / max(1, lines_of_code(book))
+
+
 def find_too_few_words(book: Book) -> Iterator[Problem]:
-    ratio = words_of_prose(book) / max(1, lines_of_code(book))
-    if ratio < FEWEST_WORDS:
-        yield 0, f"{ratio:.1f} words of prose for a line of code: too few"
-
-
-def find_too_many_bytes(book: Book) -> Iterator[Problem]:
-    size = len(book.text.encode()) / 1000
-    if size >= MOST_KILOBYTES:
-        yield 0, f"the book has {size:.0f} KB: {MOST_KILOBYTES} is the limit"
+    if words_per_line(book) < FEWEST_WORDS:
+        yield 0, f"{words_per_line(book):.1f} words of prose for a line of code: too few"
 
 
 def find_unexplained_numbers(book: Book) -> Iterator[Problem]:
@@ -239,15 +267,82 @@ def find_unexplained_numbers(book: Book) -> Iterator[Problem]:
                if problem.line else (line, problem.message))
 
 
+def find_a_crowded_part_one(book: Book) -> Iterator[Problem]:
+    """In part I there is more prose, chunks are shorter, and every chapter has a picture."""
+    part = book.part_one()
+    for block in part.tangled:
+        if block.kind == "chunk" and code_lines(block) > LONGEST_IN_PART_I:
+            yield block.line, (f"{block.label()} has {code_lines(block)} lines of code: "
+                               f"in part I, {LONGEST_IN_PART_I} are the most")
+    if words_per_line(part) < FEWEST_IN_PART_I:
+        yield 0, (f"{words_per_line(part):.1f} words of prose for a line of code of part I: "
+                  f"{FEWEST_IN_PART_I:g} are the fewest")
+    for title, chapter in part.chapters().items():
+        if "![" not in chapter.prose():
+            yield chapter.headings[0][0], f"there is no picture in chapter {title}"
+
+
+def find_nothing_to_remember(book: Book) -> Iterator[Problem]:
+    """Each chapter says, in a sentence with a number in it, what is to be remembered."""
+    for title, chapter in book.chapters().items():
+        found = TO_REMEMBER.search(chapter.prose())
+        if not found or not claims.CLAIM.search(found[1]):
+            wrong = "no number to remember" if found else "no **To remember.**"
+            yield chapter.headings[0][0], f"there is {wrong} in chapter {title}"
+
+
+def find_missing_solutions(book: Book) -> Iterator[Problem]:
+    """Below each exercise on paper, before the next, its solution is folded."""
+    for chapter in book.chapters().values():
+        prose = chapter.prose()
+        found = list(EXERCISE.finditer(prose))
+        for here, following in zip(found, [*found[1:], None]):
+            below = prose[here.end():following.start() if following else None]
+            if here[2].startswith("paper") and not re.search(f"^{FOLD}", below, re.M):
+                yield chapter.line_at(here.start()), f"exercise {here[1]} has no solution"
+            if below.count("<details>") != below.count("\n\n</details>"):
+                yield chapter.line_at(here.start()), (
+                    f"the solution of exercise {here[1]} does not end in an empty line and "
+                    "</details>")
+
+
+NO_TERMS: set[str] = set()                              # bold, and not in the glossary
+
+
+def find_terms_without_entry(book: Book) -> Iterator[Problem]:
+    """What is bold within a paragraph of a chapter is a term, and stands in the glossary."""
+    glossary = GLOSSARY.search(book.prose())
+    entries = {entry[1] for entry in ENTRY.finditer(glossary[1])} if glossary else set()
+    for chapter in book.chapters().values():
+        prose = COMMENT.sub(blank, chapter.prose())
+        prose = re.sub(r"^(\||#|<a id=|<summary).*$", blank, prose, flags=re.M)
+        for paragraph in re.finditer(r"(?:.+\n?)+", prose):
+            for bold in re.finditer(r"\*\*([^*]+)\*\*", paragraph[0]):
+                term = " ".join(bold[1].split()).rstrip(".,:")
+                before = paragraph[0][:bold.start()].rpartition("\n- ")[2]
+                if re.search(r"\w", before) and term not in NO_TERMS and not any(
+                        re.search(forms(one), other, re.I)
+                        for entry in entries for one, other in ((entry, term), (term, entry))):
+                    yield (chapter.line_at(paragraph.start() + bold.start()),
+                           f"{term} is not in the glossary")
+
+
+def find_too_many_bytes(book: Book) -> Iterator[Problem]:
+    if book.size() >= MOST_KILOBYTES:
+        yield 0, f"the book has {book.size():.0f} KB: {MOST_KILOBYTES} is the limit"
+
+
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
          find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
          find_unmarked_outputs, find_pictures_not_shown,
-         find_undefined_terms, find_too_few_words, find_too_many_bytes,
-         find_unexplained_numbers]
+         find_undefined_terms, find_too_few_words, find_unexplained_numbers]
+IN_PARTS = [find_a_crowded_part_one, find_nothing_to_remember, find_missing_solutions,
+            find_terms_without_entry, find_too_many_bytes]     # of a book that has parts
 
 
 def problems(book: Book) -> list[str]:
-    found = sorted(problem for rule in RULES for problem in rule(book))
+    rules = RULES + (IN_PARTS if book.parts() else [])
+    found = sorted(problem for rule in rules for problem in rule(book))
     return [f"simple_llm.md:{line}: {wrong}" if line
             else wrong if wrong.startswith("tools/") else f"simple_llm.md: {wrong}"
             for line, wrong in found]
@@ -255,7 +350,7 @@ def problems(book: Book) -> list[str]:
 
 def kinds_of_exercises(book: Book) -> dict[str, int]:
     """An exercise opens with *N.m* (kind, difficulty, time)."""
-    kinds = [mark.partition(",")[0] for mark in EXERCISE.findall(book.prose())]
+    kinds = [mark.partition(",")[0] for _, mark in EXERCISE.findall(book.prose())]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
@@ -285,7 +380,7 @@ def table(book: Book) -> dict[str, str]:
         "chapters": str(len(re.findall(r"^## \d+\. ", prose, re.M))),
         "words of prose": f"{words:,}",
         "lines of code": f"{lines:,}",
-        "words for each line": f"{words / max(1, lines):.1f}",
+        "words for each line": f"{words_per_line(book):.1f}",
         "chunks": f"{len({block.name for block in chunks})} in {len(chunks)} blocks",
         "lines of code of a chunk": f"median {statistics.median(sizes):g}, at most {max(sizes)}",
         "files": str(len(book.tangled) - len(chunks)),
@@ -297,8 +392,20 @@ def table(book: Book) -> dict[str, str]:
         "outputs": str(len(re.findall(r"^<!-- (?:output|long)\b", prose, re.M))),
         "numbers in sentences": f"{computed} computed, {given} given or names",
         "links": str(len(find_links(book))),
-        "size": f"{len(book.text.encode()) / 1000:.0f} KB of {MOST_KILOBYTES}: {parts}",
+        "size": f"{book.size():.0f} KB of {MOST_KILOBYTES}: {parts}",
     }
+
+
+def table_of_parts(book: Book) -> Iterator[str]:
+    """A line for each part of the book, and one for all of it."""
+    yield (f"{'':38}{'chunks':>7}{'median':>7}{'longest':>8}{'code':>7}{'words':>8}"
+           f"{'for a line':>11}{'KB':>5}")
+    for name, part in {**book.parts(), "the whole book": book}.items():
+        sizes = [code_lines(block) for block in part.tangled if block.kind == "chunk"] or [0]
+        lines = lines_of_code(part)
+        ratio = f"{words_per_line(part):.1f}" if lines else ""
+        yield (f"{name:38}{len(sizes) if lines else 0:7}{statistics.median(sizes):7g}"
+               f"{max(sizes):8}{lines:7,}{words_of_prose(part):8,}{ratio:>11}{part.size():5.0f}")
 
 
 def main() -> int:
@@ -307,6 +414,7 @@ def main() -> int:
     wrong = problems(book)
     for name, figure in table(book).items():
         print(f"{name:29}{figure}")
+    print("", *table_of_parts(book), sep="\n")
     print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
     return 1 if wrong else 0
 

@@ -132,13 +132,17 @@ def prepare(tokens: list[Any], up: str) -> list[tuple[int, str, str]]:
 
 
 def navigation(headings: list[tuple[int, str, str]]) -> str:
-    """The contents: chapters, and in each a folded list of its sections."""
-    html = ""
+    """The contents: parts, chapters, and in each a folded list of its sections."""
+    html, end = "", ""
     for level, name, title in headings[1:]:
         link = f'<a href="#{name}">{escape(title.replace("`", ""))}</a>'
-        html += (f"</details><details><summary>{link}</summary>" if level == 2
-                 else f"<div>{link}</div>")
-    return html.removeprefix("</details>") + "</details>"
+        if level > 2:
+            html += f"<div>{link}</div>"
+            continue
+        html += end + (f'<p class="part">{link}</p>' if level == 1
+                       else f"<details><summary>{link}</summary>")
+        end = "" if level == 1 else "</details>"
+    return html + end
 
 
 PAGE = """<!DOCTYPE html>
