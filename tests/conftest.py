@@ -1,6 +1,7 @@
 """Let the tests import what the book's tangle produced, and nothing staler."""
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,3 +24,12 @@ def pytest_runtest_makereport(item, call):
         found = places(call.excinfo.tb)
         if found:
             report.sections.append(("in the book", "\n".join(found)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """In one line, what was skipped, and why."""
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ")
+                      for report in terminalreporter.stats.get("skipped", []))
+    if reasons:
+        why = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"skipped {sum(reasons.values())}: {why}")
