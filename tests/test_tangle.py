@@ -24,13 +24,14 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import tangle
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import tangle  # noqa: E402
 
 F = "```"
 BOOK = f"""# A book
@@ -82,12 +83,6 @@ def read(text: str, **options) -> dict[str, str]:
     return tangle.texts(tangle.tangle(text, **options))
 
 
-def problems(text: str, **options) -> list[tuple[int, str]]:
-    with pytest.raises(tangle.TangleError) as caught:
-        tangle.tangle(text, **options)
-    return caught.value.problems
-
-
 def tree(directory: Path) -> dict[str, bytes]:
     return {p.relative_to(directory).as_posix(): p.read_bytes()
             for p in sorted(directory.rglob("*")) if p.is_file()}
@@ -120,95 +115,60 @@ def desk(tmp_path, capsys) -> Desk:
 # What is tangled
 
 
-def test_a_reference_is_replaced_by_its_chunk_with_its_indentation_added():
-    assert read(BOOK) == {"pkg/a.py": A_PY}
+SHIFTS = "x = 1 << 2 >> 3\ny = a << b>> c\n"
+CHAIN = "".join(block(f"#n{i}", f"<<n{i + 1}>>") for i in range(3000)) + block("#n3000", "end")
+TANGLED = {
+    "a reference, its indentation added": (BOOK, {"pkg/a.py": A_PY}),
+    "with CRLF and a byte order mark": ("\ufeff" + BOOK.replace("\n", "\r\n"),
+                                        {"pkg/a.py": A_PY}),
+    "a fence right behind a byte order mark": ("\ufeff" + block("file=a", "x"), {"a": "x\n"}),
+    "a second block continues the first": (
+        block("file=a", "<<x>>") + block("#x", "1") + block("#x", "2"), {"a": "1\n2\n"}),
+    "a chunk in several places, a tab before it, an empty line in it": (
+        block("file=a", "<<x>>", "\t<<x>>") + block("#x", "1", "", "2"),
+        {"a": "1\n\n2\n\t1\n\n\t2\n"}),
+    "two ways to one chunk": (
+        block("file=a", "<<x>>") + block("#x", "<<y>>", "<<z>>") + block("#y", "<<z>>")
+        + block("#z", "1"), {"a": "1\n1\n"}),
+    "a chain of three thousand": (block("file=a", "<<n0>>") + CHAIN, {"a": "end\n"}),
+    "an empty file": (block("file=pkg/__init__.py"), {"pkg/__init__.py": ""}),
+    "another language": (block("file=p.toml", "a = 1", language="toml"), {"p.toml": "a = 1\n"}),
+    "other line separators": (block("file=a", "x\x0c\u2028y"), {"a": "x\x0c\u2028y\n"}),
+    "shifts with spaces": (block("file=a", *SHIFTS.splitlines()), {"a": SHIFTS}),
+    **{f"an illustration in {info!r}": (f"{F}{info}\n<<a>> = <<two words>>\n{F}\n", {})
+       for info in ("python", "text", "", "c#")},
+    **{f"a fence shown inside {fence}": (
+        f"{fence}markdown\n{block('file=b', 'x')}{fence}\n" + block("file=a", "1"),
+        {"a": "1\n"}) for fence in ("````", "~~~")},
+    **{f"a file in {fence}": (f"{fence}md {{file=a}}\n{F}python\nx\n{F}\n{fence}\n",
+                              {"a": f"{F}python\nx\n{F}\n"}) for fence in ("````", "~~~")},
+    "the indentation of a fence": (f"  {F}python {{file=a}}\n  x\n    y\n z\n   {F}\n",
+                                   {"a": "x\n  y\nz\n"}),
+    "four spaces are no fence": (f"    {F}python {{file=a}}\n    x\n    {F}\n", {}),
+    "nor do they close one": (f"{F}py {{file=a}}\n    {F}\n{F}\n", {"a": f"    {F}\n"}),
+    "a backtick in the info string is no fence": (f"{F}python {{file=a}}{F}\n\ntext\n", {}),
+    "a longer closing fence with spaces": (
+        f"{F}python {{file=a}}\nx\n`````  \n" + block("file=b", "y"), {"a": "x\n", "b": "y\n"}),
+}
 
 
-def test_a_second_block_of_the_same_name_continues_the_first():
-    book = block("file=a", "<<x>>") + block("#x", "1") + block("#x", "2")
-    assert read(book) == {"a": "1\n2\n"}
+@pytest.mark.parametrize("case", TANGLED)
+def test_a_book_is_tangled_to_these_files(case):
+    book, files = TANGLED[case]
+    assert read(book) == files
 
 
-def test_a_chunk_may_be_used_in_several_places():
-    book = block("file=a", "<<x>>", "  <<x>>") + block("#x", "1")
-    assert read(book) == {"a": "1\n  1\n"}
-
-
-def test_blank_lines_stay_empty_under_indentation():
-    book = block("file=a", "\t<<x>>") + block("#x", "1", "", "2")
-    assert read(book) == {"a": "\t1\n\n\t2\n"}
-
-
-def test_an_empty_block_is_an_empty_file():
-    assert read(block("file=pkg/__init__.py")) == {"pkg/__init__.py": ""}
-
-
-def test_another_language_with_a_file_is_tangled():
-    assert read(block("file=p.toml", "a = 1", language="toml")) == {"p.toml": "a = 1\n"}
-
-
-@pytest.mark.parametrize("info", ["python", "pycon", "sh", "math", "text", "", "c#"])
-def test_a_fence_without_attributes_is_never_tangled(info):
-    assert read(f"{F}{info}\n<<a>> = <<two words>>\n{F}\n") == {}
-
-
-@pytest.mark.parametrize("fence", ["````", "~~~", "~~~~~"])
-def test_a_fence_shown_inside_a_longer_or_other_fence_is_not_seen(fence):
-    book = f"{fence}markdown\n{block('file=b', 'x')}{fence}\n" + block("file=a", "1")
-    assert read(book) == {"a": "1\n"}
-
-
-@pytest.mark.parametrize("fence", ["````", "~~~"])
-def test_a_longer_or_other_fence_is_tangled_with_the_short_fences_in_it(fence):
-    book = f"{fence}markdown {{file=a}}\n{F}python\nx\n{F}\n{fence}\n"
-    assert read(book) == {"a": f"{F}python\nx\n{F}\n"}
-
-
-def test_the_indentation_of_a_fence_is_taken_from_its_lines():
-    assert read(f"  {F}python {{file=a}}\n  x\n    y\n z\n   {F}\n") == {"a": "x\n  y\nz\n"}
-
-
-def test_four_spaces_make_no_fence():
-    assert read(f"    {F}python {{file=a}}\n    x\n    {F}\n") == {}
-    assert read(f"{F}py {{file=a}}\n    {F}\n{F}\n") == {"a": f"    {F}\n"}
-
-
-def test_a_backtick_in_the_info_string_makes_no_fence():
-    assert read(f"{F}python {{file=a}}{F}\n\ntext\n") == {}
-
-
-def test_a_closing_fence_may_be_longer_and_have_spaces_after_it():
-    assert read(f"{F}python {{file=a}}\nx\n`````  \n" + block("file=b", "y")) == {
-        "a": "x\n", "b": "y\n"}
-
-
-def test_shifts_with_spaces_are_left_alone():
-    assert read(block("file=a", "x = 1 << 2 >> 3", "y = a << b>> c")) == {
-        "a": "x = 1 << 2 >> 3\ny = a << b>> c\n"}
-
-
-def test_crlf_and_a_byte_order_mark_change_nothing():
-    assert read("\ufeff" + BOOK.replace("\n", "\r\n")) == {"pkg/a.py": A_PY}
-    assert read("\ufeff" + block("file=a", "x")) == {"a": "x\n"}
-
-
-def test_other_line_separators_are_text():
-    assert read(block("file=a", "x\x0c\u2028y")) == {"a": "x\x0c\u2028y\n"}
-
-
-def test_a_chain_of_three_thousand_chunks_is_no_deep_recursion():
-    chain = [block(f"#n{i}", f"<<n{i + 1}>>") for i in range(3000)]
-    book = block("file=a", "<<n0>>") + "".join(chain) + block("#n3000", "end")
-    assert read(book) == {"a": "end\n"}
-
-
-def test_the_blocks_are_there_for_others_to_read():
+def test_blocks_and_lines_know_their_places_in_the_book():
     blocks, wrong = tangle.read_blocks(BOOK)
     assert not wrong
     assert [(b.kind, b.name, b.part, b.line) for b in blocks] == [
         ("file", "pkg/a.py", 1, 3), ("", "", 1, 12), ("chunk", "body", 1, 16),
         ("chunk", "deep", 1, 22), ("chunk", "body", 2, 28)]
     assert blocks[1].language == "python" and blocks[3].body == ["x += 1"]
+    lines = tangle.tangle(BOOK)["pkg/a.py"]
+    book = BOOK.split("\n")
+    assert [line.text.strip() for line in lines] == [
+        book[line.number - 1].strip() for line in lines]
 
 
 # What is wrong
@@ -272,170 +232,99 @@ def test_it_is_an_error_with_its_line_and_nothing_is_written(desk, case):
 
 
 def test_all_errors_are_reported_in_one_run_in_the_order_of_the_lines(desk):
-    book = X + X + block("#y", "<<z>>", "w = <<v>>") + block("#", "1") + f"{F}python\n"
-    desk.write(book)
+    desk.write(X + X + block("#y", "<<z>>", "w = <<v>>") + block("#", "1") + f"{F}python\n")
     lines = desk.run()[2].splitlines()
     assert [re.match(r"simple_llm\.md:(\d+): ", x)[1] for x in lines] == [
         "2", "4", "5", "7", "8", "9", "11", "14"]
+    cycles = X + block("#x", "<<y>>", "<<z>>") + block("#y", "<<x>>") + block("#z", "<<x>>")
+    with pytest.raises(tangle.TangleError) as caught:
+        read(cycles)
+    assert [line for line, _ in caught.value.problems] == [9, 12]
 
 
-def test_both_cycles_through_a_chunk_are_reported():
-    book = X + block("#x", "<<y>>", "<<z>>") + block("#y", "<<x>>") + block("#z", "<<x>>")
-    assert [line for line, _ in problems(book)] == [9, 12]
-
-
-def test_two_ways_to_one_chunk_are_no_cycle():
-    book = X + block("#x", "<<y>>", "<<z>>") + block("#y", "<<z>>") + block("#z", "1")
-    assert read(book) == {"a": "1\n1\n"}
-
-
-def test_an_error_leaves_what_was_built_before(desk):
+def test_an_error_leaves_what_was_built_before_and_no_caption(desk):
     desk.run()
-    before = tree(desk.build)
     desk.write(BOOK + X)
-    assert desk.run()[0] == 1
-    assert tree(desk.build) == before
+    before = tree(desk.home)
+    assert {desk.run(command)[0] for command in ("tangle", "check", "captions")} == {1}
+    assert tree(desk.home) == before
 
 
-def test_a_document_that_is_not_utf8_is_reported_with_line_and_offset(desk):
+def test_a_document_that_cannot_be_read_is_one_sentence(desk):
     desk.write(b"a\nb\ncaf\xe9\n")
-    assert desk.run() == (
-        1, "", "simple_llm.md:3: not UTF-8: byte 0xe9 at offset 7\n")
-
-
-def test_a_missing_document_is_one_sentence(desk):
+    assert desk.run() == (1, "", "simple_llm.md:3: not UTF-8: byte 0xe9 at offset 7\n")
     desk.document.unlink()
-    for command in ("tangle", "check", "captions"):
-        status, _, err = desk.run(command)
-        assert status == 1 and err.count("\n") == 1
-        assert "No such file" in err and str(desk.document) in err
+    status, _, err = desk.run()
+    assert status == 1 and err.count("\n") == 1
+    assert "No such file" in err and str(desk.document) in err
 
 
 @pytest.mark.parametrize("args", [
-    ["--nonsense"], ["no-such-command"], ["where"], ["where", "a.py"],
-    ["where", "a.py:x"], ["check", "a.py:1"], ["--blank"]])
+    ["--nonsense"], ["no-such-command"], ["where"], ["where", "a.py"], ["where", "a.py:x"],
+    ["where", "a.py:" + "9" * 5000], ["check", "a.py:1"], ["--blank"]])
 def test_a_wrong_option_exits_2(desk, args):
     with pytest.raises(SystemExit) as caught:
         desk.run(*args)
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize("last", ["pass", ""])
+def test_chunks_that_double_at_each_level_are_refused_and_do_not_fill_the_memory(last):
+    chunks = [block(f"#c{n}", f"<<c{n + 1}>>", f"<<c{n + 1}>>") for n in range(60)]
+    text = "".join([block("file=a.py", "<<c0>>"), *chunks, block("#c60", last)])
+    with pytest.raises(tangle.TangleError, match="more than 1,000,000 lines"):
+        tangle.tangle(text)
+
+
 # Writing
 
 
-def test_the_files_are_written_and_said(desk):
-    status, out, err = desk.run()
-    assert (status, out, err) == (0, "build: 1 of 1 files written, 0 removed\n", "")
-    assert desk.a.read_text() == A_PY
-    assert set(tree(desk.build)) == {"pkg/a.py", ".tangled.json"}
-
-
-def test_a_file_has_the_mode_of_a_normal_file(desk):
+def test_files_are_written_once_and_only_those_that_changed(desk):
     old = os.umask(0o022)
     try:
-        desk.run()
+        desk.write((BOOK + block("file=b", "1")).replace("\n", "\r\n"))
+        assert desk.run() == (0, "build: 2 of 2 files written, 0 removed\n", "")
     finally:
         os.umask(old)
-    assert desk.a.stat().st_mode & 0o777 == 0o644
-
-
-def test_lines_end_as_the_book_says_on_every_system(desk):
-    desk.write(BOOK.replace("\n", "\r\n"))
-    desk.run()
-    assert desk.a.read_bytes() == A_PY.encode()
-
-
-def test_a_second_run_touches_nothing(desk):
-    desk.run()
+    assert desk.a.read_bytes() == A_PY.encode() and desk.a.stat().st_mode & 0o777 == 0o644
+    assert set(tree(desk.build)) == {"pkg/a.py", "b", ".tangled.json"}
     before = {p: p.stat().st_mtime_ns for p in desk.build.rglob("*")}
     time.sleep(0.02)
     assert desk.run() == (0, "nothing to do\n", "")
     assert {p: p.stat().st_mtime_ns for p in desk.build.rglob("*")} == before
-
-
-def test_only_the_file_that_changed_is_touched(desk):
-    desk.write(BOOK + block("file=b", "1"))
-    desk.run()
-    before = desk.a.stat()
     desk.write(BOOK + block("file=b", "2"))
     assert desk.run()[1] == "build: 1 of 2 files written, 0 removed\n"
-    assert (desk.a.stat().st_mtime_ns, desk.a.stat().st_ino) == (
-        before.st_mtime_ns, before.st_ino)
+    assert desk.a.stat().st_mtime_ns == before[desk.a]
+    desk.a.unlink()
+    assert desk.run()[0] == 0 and desk.a.read_text() == A_PY
 
 
-def test_what_the_book_no_longer_defines_is_removed_with_its_empty_directories(desk):
-    desk.write(BOOK + block("file=old/deep/b", "1") + block("file=pkg/c", "1"))
+def test_what_the_book_no_longer_defines_is_removed_and_what_is_not_ours_stays(desk):
+    desk.write(BOOK + block("file=old/deep/b", "1") + block("file=mine/c", "1"))
     desk.run()
+    (desk.build / "mine/d").write_text("mine")
+    (desk.build / ".gitignore").write_text("*")
     desk.write(BOOK)
     assert desk.run()[1] == "build: 0 of 1 files written, 2 removed\n"
-    assert set(tree(desk.build)) == {"pkg/a.py", ".tangled.json"}
+    assert set(tree(desk.build)) == {"pkg/a.py", ".tangled.json", "mine/d", ".gitignore"}
     assert not (desk.build / "old").exists()
 
 
-def test_files_that_are_not_ours_stay(desk):
-    desk.write(BOOK + block("file=old/b", "1"))
-    desk.run()
-    (desk.build / "old/mine").write_text("mine")
-    (desk.build / ".gitignore").write_text("*")
-    desk.write(BOOK)
-    assert desk.run()[0] == 0
-    assert set(tree(desk.build)) == {
-        "pkg/a.py", ".tangled.json", "old/mine", ".gitignore"}
-
-
-def test_a_file_that_was_deleted_by_hand_is_written_again(desk):
-    desk.run()
-    desk.a.unlink()
-    assert desk.run()[0] == 0
-    assert desk.a.read_text() == A_PY
-
-
-def test_a_file_changed_by_hand_stops_everything_and_is_named(desk):
+def test_what_was_changed_by_hand_or_is_not_ours_stops_everything_unless_forced(desk):
+    desk.write(BOOK + block("file=gone", "1"))
     desk.run()
     desk.a.write_text("my fix\n")
+    (desk.build / "gone").write_text("my fix\n")
+    (desk.build / "b").write_text("not yours\n")
     desk.write(BOOK + block("file=b", "1"))
     before = tree(desk.build)
     status, out, err = desk.run()
-    assert (status, out) == (1, "")
-    assert "pkg/a.py: changed by hand" in err
-    assert "tangle.py where" in err and "--force" in err
-    assert tree(desk.build) == before
-
-
-def test_a_file_that_we_did_not_write_is_not_overwritten(desk):
-    desk.a.parent.mkdir(parents=True)
-    desk.a.write_text("not yours\n")
-    status, _, err = desk.run()
-    assert status == 1 and "pkg/a.py: not written by tangle.py" in err
-    assert desk.a.read_text() == "not yours\n"
-
-
-def test_every_file_in_the_way_is_named(desk):
-    desk.write(BOOK + block("file=b", "1"))
-    desk.run()
-    desk.a.write_text("1")
-    (desk.build / "b").write_text("2")
-    err = desk.run()[2]
-    assert "pkg/a.py" in err and "b: changed by hand" in err
-
-
-def test_a_file_changed_by_hand_is_not_removed_in_silence(desk):
-    desk.write(BOOK + block("file=b", "1"))
-    desk.run()
-    (desk.build / "b").write_text("my fix\n")
-    desk.write(BOOK)
-    assert desk.run()[0] == 1
-    assert (desk.build / "b").read_text() == "my fix\n"
-    assert desk.run("--force")[0] == 0
-    assert not (desk.build / "b").exists()
-
-
-def test_force_discards_the_change(desk):
-    desk.run()
-    desk.a.write_text("my fix\n")
-    assert desk.run("--force")[0] == 0
-    assert desk.a.read_text() == A_PY
-    assert desk.run() == (0, "nothing to do\n", "")
+    assert (status, out) == (1, "") and tree(desk.build) == before
+    for said in ("pkg/a.py: changed by hand", "gone: changed by hand", "tangle.py where",
+                 "b: not written by tangle.py", "--force"):
+        assert said in err
+    assert desk.run("--force")[0] == 0 and desk.a.read_text() == A_PY
+    assert not (desk.build / "gone").exists() and desk.run() == (0, "nothing to do\n", "")
 
 
 def test_a_change_that_was_moved_into_the_book_is_accepted(desk):
@@ -444,11 +333,10 @@ def test_a_change_that_was_moved_into_the_book_is_accepted(desk):
     desk.write(BOOK.replace("x += 1", "x += 7"))
     assert desk.run()[0] == 0
     desk.write(BOOK)
-    assert desk.run()[0] == 0
-    assert desk.a.read_text() == A_PY
+    assert desk.run()[0] == 0 and desk.a.read_text() == A_PY
 
 
-@pytest.mark.parametrize("manifest", [b"", b"{", b"[]", b'{"pkg/a.py": 7}', b"\xff",
+@pytest.mark.parametrize("manifest", [b"", b"[]", b'{"pkg/a.py": 7}', b"\xff",
                                       b'{"../b": ["x"]}', b'{"/b": ["x"]}', b"null"])
 def test_a_spoilt_manifest_does_no_harm(desk, manifest):
     desk.run()
@@ -460,8 +348,7 @@ def test_a_spoilt_manifest_does_no_harm(desk, manifest):
 
 
 @pytest.mark.parametrize("old, new", [("b", "b/c"), ("b/c", "b")])
-def test_a_file_for_a_directory_or_the_reverse_is_said_and_nothing_is_lost(
-        desk, old, new):
+def test_a_file_for_a_directory_or_the_reverse_is_said_and_nothing_is_lost(desk, old, new):
     desk.write(block(f"file={old}", "1"))
     desk.run()
     before = tree(desk.build)
@@ -475,11 +362,12 @@ def test_a_file_for_a_directory_or_the_reverse_is_said_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize("link", ["pkg", "pkg/a.py"])
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_path_through_a_symbolic_link_is_an_error(desk, link, inside):
-    target = (desk.build if inside else desk.home) / "elsewhere"
-    (target if link == "pkg" else target.parent).mkdir(parents=True, exist_ok=True)
+@pytest.mark.parametrize("target", ["elsewhere", "build/elsewhere", "build/pkg"])
+def test_a_path_through_a_symbolic_link_is_an_error(desk, link, target):
     (desk.build / link).parent.mkdir(parents=True, exist_ok=True)
+    target = desk.home / target
+    if link == "pkg" and target != desk.build / link:
+        target.mkdir(parents=True)
     (desk.build / link).symlink_to(target)
     before = tree(desk.home)
     for args in ([], ["--force"]):
@@ -489,21 +377,9 @@ def test_a_path_through_a_symbolic_link_is_an_error(desk, link, inside):
     assert tree(desk.home) == before
 
 
-def test_a_link_that_loops_is_an_error(desk):
-    desk.build.mkdir()
-    (desk.build / "pkg").symlink_to("pkg")
-    assert "symbolic link" in desk.run()[2]
-
-
-def test_build_itself_may_be_a_link(desk):
+def test_nothing_is_removed_through_a_link_but_build_itself_may_be_one(desk):
     (desk.home / "elsewhere").mkdir()
     desk.build.symlink_to(desk.home / "elsewhere")
-    assert desk.run()[0] == 0
-    assert (desk.home / "elsewhere/pkg/a.py").read_text() == A_PY
-    assert desk.run()[1] == "nothing to do\n"
-
-
-def test_nothing_is_removed_through_a_link(desk):
     desk.write(BOOK + block("file=old/b", "1"))
     desk.run()
     (desk.build / "old").rename(desk.home / "moved")
@@ -511,6 +387,8 @@ def test_nothing_is_removed_through_a_link(desk):
     desk.write(BOOK)
     assert desk.run()[0] == 0
     assert (desk.home / "moved/b").exists()
+    assert (desk.home / "elsewhere/pkg/a.py").read_text() == A_PY
+    assert desk.run()[1] == "nothing to do\n"
 
 
 # Failures on the way
@@ -520,7 +398,7 @@ def many(word: str) -> str:
     return "".join(block(f"file=d{i}/f", word * 50) for i in range(5))
 
 
-@pytest.mark.parametrize("call", range(1, 7))
+@pytest.mark.parametrize("call", [1, 2, 6])
 def test_a_full_disk_at_any_moment_leaves_whole_files_and_the_next_run_repairs(
         desk, call, monkeypatch):
     desk.write(many("old") + block("file=gone", "1"))
@@ -596,72 +474,46 @@ def test_two_runs_at_once_both_succeed_and_leave_one_whole_program(desk):
     assert len({data for path, data in built.items() if path != ".tangled.json"}) == 1
 
 
-def test_build_that_is_a_file_is_one_sentence(desk):
-    desk.build.write_text("")
-    status, _, err = desk.run()
-    assert status == 1 and err.count("\n") == 1 and "Traceback" not in err
-
-
-def test_a_name_too_long_for_the_disk_is_one_sentence(desk):
+def test_a_build_that_cannot_be_written_is_one_sentence(desk):
     desk.write(BOOK + block("file=" + "x" * 300, "1"))
     status, _, err = desk.run()
-    assert status == 1 and err.count("\n") == 1
-    assert not desk.a.exists()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may")
-def test_a_build_that_cannot_be_written_is_one_sentence(desk):
-    desk.build.mkdir(mode=0o500)
+    assert status == 1 and err.count("\n") == 1 and not desk.a.exists()
+    desk.write(BOOK)
+    desk.build.write_text("precious")
     status, _, err = desk.run()
-    assert status == 1 and err.count("\n") == 1 and "Permission denied" in err
+    assert status == 1 and err.count("\n") == 1 and desk.build.read_text() == "precious"
 
 
 # Exercises
 
 
-def test_a_blanked_chunk_raises_at_its_indentation_and_names_its_line():
+def test_a_blanked_chunk_raises_at_its_indentation_and_names_its_line(desk):
+    lines = tangle.tangle(BOOK, blank=["deep", "deep"])["pkg/a.py"]
+    assert (lines[3].number, lines[3].block.name) == (22, "deep")
     assert read(BOOK, blank=["deep"])["pkg/a.py"] == A_PY.replace(
         "x += 1", 'raise NotImplementedError("exercise deep: simple_llm.md:22")')
-
-
-def test_a_chunk_with_chunks_inside_can_be_blanked_whole():
-    assert read(BOOK, blank=["body"])["pkg/a.py"] == (
+    assert desk.run("--blank", "deep", "--blank", "body")[0] == 0
+    assert desk.a.read_text() == (
         "def f(x):\n"
         '    raise NotImplementedError("exercise body: simple_llm.md:16")\n'
         "\n    return x\n")
-
-
-def test_a_blanked_chunk_is_located_at_its_fence_even_if_it_is_named_twice():
-    lines = tangle.tangle(BOOK, blank=["deep", "deep"])["pkg/a.py"]
-    assert (lines[3].number, lines[3].block.name) == (22, "deep")
-    assert lines[3].text.endswith('simple_llm.md:22")')
-
-
-def test_several_chunks_can_be_blanked(desk):
-    assert desk.run("--blank", "deep", "--blank", "body")[0] == 0
-    assert desk.a.read_text().count("raise") == 1
-
-
-def test_blanking_a_chunk_that_does_not_exist_is_an_error(desk):
     status, _, err = desk.run("--blank", "nowhere")
-    assert status == 1 and "nowhere" in err and not desk.build.exists()
+    assert status == 1 and "nowhere" in err
 
 
 # From code to book and back
 
 
 @pytest.mark.parametrize("place, answer", [
-    ("1", "simple_llm.md:4 `pkg/a.py`"),
-    ("2", "simple_llm.md:17 ⟨body⟩"),
-    ("4", "simple_llm.md:23 ⟨deep⟩"),
-    ("5", "simple_llm.md:29 ⟨body⟩ 2"),
+    ("1", "simple_llm.md:4 `pkg/a.py`"), ("2", "simple_llm.md:17 ⟨body⟩"),
+    ("4", "simple_llm.md:23 ⟨deep⟩"), ("5", "simple_llm.md:29 ⟨body⟩ 2"),
     ("7", "simple_llm.md:7 `pkg/a.py`")])
 def test_where_finds_the_line_of_the_book(desk, place, answer):
     assert desk.run("where", f"pkg/a.py:{place}") == (0, answer + "\n", "")
 
 
-def test_where_takes_a_path_from_here_from_the_root_or_from_build(desk, monkeypatch):
+def test_where_takes_a_path_from_anywhere_and_goes_back_too(desk, monkeypatch):
+    desk.write(BOOK + block("file=b", "<<deep>>"))
     desk.run()
     monkeypatch.chdir(desk.home)
     places = ["pkg/a.py", "./pkg/a.py", "build/pkg/a.py", str(desk.a)]
@@ -669,10 +521,6 @@ def test_where_takes_a_path_from_here_from_the_root_or_from_build(desk, monkeypa
         (0, "simple_llm.md:23 ⟨deep⟩\n", "")}
     monkeypatch.chdir(desk.build / "pkg")
     assert desk.run("where", "a.py:4")[1] == "simple_llm.md:23 ⟨deep⟩\n"
-
-
-def test_where_goes_from_the_book_to_the_program(desk):
-    desk.write(BOOK + block("file=b", "<<deep>>"))
     assert desk.run("where", "simple_llm.md:23")[1] == "build/pkg/a.py:4\nbuild/b:1\n"
     assert desk.run("where", f"{desk.document}:4")[1] == "build/pkg/a.py:1\n"
 
@@ -685,63 +533,26 @@ def test_where_says_what_it_cannot_find(desk, place, wrong):
     assert (status, out) == (1, "") and wrong in err
 
 
-def test_every_line_knows_its_place_in_the_book():
-    lines = tangle.tangle(BOOK)["pkg/a.py"]
-    book = BOOK.split("\n")
-    assert [line.text.strip() for line in lines] == [
-        book[line.number - 1].strip() for line in lines]
-    assert tangle.locate({"pkg/a.py": lines}, "pkg/a.py", 4).number == 23
-
-
 # check
 
 
-def built(desk: Desk) -> None:
-    desk.run("captions")
-    desk.run()
-
-
-def test_check_is_silent_when_all_is_fresh(desk):
-    built(desk)
-    before = tree(desk.home)
-    assert desk.run("check") == (0, "", "")
-    assert tree(desk.home) == before
-
-
-def test_check_shows_a_diff_when_build_is_stale_and_writes_nothing(desk):
-    built(desk)
-    desk.write(desk.document.read_text().replace("x += 1", "x += 2"))
-    before = tree(desk.home)
-    status, out, err = desk.run("check")
-    assert status == 1 and "pkg/a.py is stale" in err
-    assert "\n-        x += 1\n+        x += 2\n" in out and "@@" in out
-    assert tree(desk.home) == before
-
-
-def test_check_sees_a_missing_and_a_superfluous_file(desk):
+def test_check_shows_what_is_stale_and_writes_nothing(desk):
     desk.write(BOOK + block("file=empty"))
-    built(desk)
-    desk.a.unlink()
-    (desk.build / "empty").unlink()
-    err = desk.run("check")[2]
-    assert "pkg/a.py is stale" in err and "empty is stale" in err
-    desk.run()
-    desk.write(BOOK)
     desk.run("captions")
-    status, _, err = desk.run("check")
-    assert status == 1 and err.endswith("empty is stale\n") and err.count("\n") == 1
-
-
-def test_check_shows_a_diff_when_a_caption_is_stale(desk):
-    built(desk)
-    desk.write(desk.document.read_text().replace("used in", "employed by"))
-    status, out, _ = desk.run("check")
-    assert status == 1 and "-<a id" in out and "+<a id" in out
-
-
-def test_check_reports_errors_of_the_book(desk):
-    desk.write(X)
-    assert desk.run("check") == (1, "", "simple_llm.md:2: there is no chunk ⟨x⟩\n")
+    desk.run()
+    fresh = desk.document.read_text()
+    assert desk.run("check") == (0, "", "")
+    for old, new, said in (("x += 1", "x += 2", "\n-        x += 1\n+        x += 2\n"),
+                           ("used in", "employed by", "\n+<a id"),
+                           ("{file=empty}", "", "")):
+        desk.write(fresh.replace(old, new))
+        before = tree(desk.home)
+        status, out, err = desk.run("check")
+        assert status == 1 and "is stale\n" in err and said in out
+        assert tree(desk.home) == before
+    desk.write(fresh)
+    (desk.build / "empty").unlink()
+    assert desk.run("check")[2].endswith("empty is stale\n")
 
 
 # Captions
@@ -757,68 +568,38 @@ CAPTIONS = [
 ]
 
 
-def test_captions_stand_directly_above_the_tangled_fences():
-    lines = tangle.add_captions(BOOK).split("\n")
+def test_captions_stand_directly_above_the_tangled_fences_and_change_nothing_else(desk):
+    once = tangle.add_captions(BOOK)
+    lines = once.split("\n")
     at = [n for n, line in enumerate(lines) if line.startswith("<a id=")]
     assert [lines[n] for n in at] == CAPTIONS
     assert all(lines[n - 1] == "" and "{" in lines[n + 1] for n in at)
-
-
-def test_captions_change_nothing_else():
-    kept = [x for x in tangle.add_captions(BOOK).split("\n") if x not in CAPTIONS]
-    assert "\n".join(kept) == BOOK
-
-
-def test_a_blank_line_goes_before_a_caption_where_there_is_none():
-    assert tangle.add_captions("Text\n" + block("file=a", "1")) == (
-        'Text\n\n<a id="f-a"></a><sub>**`a`**</sub>\n' + block("file=a", "1"))
-
-
-def test_captions_are_idempotent_and_do_not_change_the_program(desk):
-    once = tangle.add_captions(BOOK)
-    assert tangle.add_captions(once) == once
-    assert read(once) == read(BOOK)
-    assert desk.run("captions")[0] == 0
-    assert desk.document.read_text() == once
+    assert "\n".join(line for line in lines if line not in CAPTIONS) == BOOK
+    assert desk.run("captions")[0] == 0 and desk.document.read_text() == once
     before = desk.document.stat().st_mtime_ns
     assert desk.run("captions") == (0, "nothing to do\n", "")
     assert desk.document.stat().st_mtime_ns == before
 
 
-def test_a_stale_caption_is_replaced():
-    once = tangle.add_captions(BOOK)
-    stale = once.replace("used in", "formerly in").replace("**⟨deep⟩**", "**⟨shallow⟩**")
-    assert tangle.add_captions(stale) == once
+SHOWN = f"{F}markdown\n{CAPTIONS[2]}\n{F}\n"
+IN_A = '<a id="f-a"></a><sub>**`a`**</sub>\n'
+TWICE = block("file=b", "<<x>>", "<<x>>") + block("file=a", "<<x>>") + block("#x", "1")
+INDENTED = f"  {F}python {{file=a}}\n  x\n  {F}\n"
 
 
-def test_an_orphaned_caption_is_removed_with_one_of_its_blank_lines():
-    assert tangle.add_captions(f"A\n\n{CAPTIONS[2]}\n\nB\n") == "A\n\nB\n"
-    assert tangle.add_captions(f"A\n{CAPTIONS[2]}\nB\n") == "A\nB\n"
-    assert tangle.add_captions(f"{CAPTIONS[2]}\nB\n") == "B\n"
-
-
-def test_a_caption_shown_inside_a_block_is_left_alone():
-    shown = f"{F}markdown\n{CAPTIONS[2]}\n{F}\n"
-    assert tangle.add_captions(shown) == shown
-
-
-def test_all_places_of_use_are_named_once():
-    book = block("file=a", "<<x>>", "<<x>>") + block("file=b", "<<x>>") + block("#x", "1")
-    assert ("used in [`a`](#f-a), [`b`](#f-b)</sub>") in tangle.add_captions(book)
-
-
-def test_captions_keep_crlf_a_byte_order_mark_and_indentation(desk):
-    book = "\ufeff" + (f"  {F}python {{file=a}}\n  x\n  {F}\n").replace("\n", "\r\n")
-    desk.write("\ufeffHi\r\n" + book[1:])
-    desk.run("captions")
-    assert desk.document.read_bytes().decode() == (
-        '\ufeffHi\r\n\r\n  <a id="f-a"></a><sub>**`a`**</sub>\r\n' + book[1:])
-
-
-def test_captions_are_not_written_into_a_book_with_errors(desk):
-    desk.write(X)
-    assert desk.run("captions")[0] == 1
-    assert desk.document.read_text() == X
+@pytest.mark.parametrize(("text", "captioned"), [
+    ("Text\n" + block("file=a", "1"), "Text\n\n" + IN_A + block("file=a", "1")),
+    (f"A\n\n{CAPTIONS[2]}\n\nB\n", "A\n\nB\n"), (f"A\n{CAPTIONS[2]}\nB\n", "A\nB\n"),
+    (f"{CAPTIONS[2]}\nB\n", "B\n"), (SHOWN, SHOWN),
+    (TWICE, "used in [`b`](#f-b), [`a`](#f-a)</sub>"),
+    (tangle.add_captions(BOOK).replace("used in", "once in").replace("**⟨deep⟩**", "**⟨x⟩**"),
+     tangle.add_captions(BOOK)),
+    (("\ufeffHi\n" + INDENTED).replace("\n", "\r\n"),
+     ("\ufeffHi\n\n  " + IN_A + INDENTED).replace("\n", "\r\n"))])
+def test_captions_are_renewed(text, captioned):
+    fresh = tangle.add_captions(text)
+    assert captioned in fresh if text == TWICE else captioned == fresh
+    assert tangle.add_captions(fresh) == fresh
 
 
 # Families of documents
@@ -869,25 +650,25 @@ def random_program(seed: int) -> tuple[str, dict[str, str]]:
     return text, expected
 
 
-@pytest.mark.parametrize("seeds", [range(n, n + 50) for n in range(0, 300, 50)], ids=str)
-def test_random_programs_come_out_as_they_went_in(seeds):
-    for seed in seeds:
+def test_random_programs_come_out_as_they_went_in():
+    for seed in range(300):
         text, expected = random_program(seed)
-        assert read(text) == expected, seed
         captioned = tangle.add_captions(text)
-        assert read(captioned) == expected, seed
+        assert read(text) == read(captioned) == expected, seed
         assert tangle.add_captions(captioned) == captioned, seed
+        book = text.split("\n")
         for lines in tangle.tangle(text).values():
-            book = text.split("\n")
             assert all(x.text.strip() == book[x.number - 1].strip() for x in lines)
 
 
-PIECES = [F, "````", "~~~", "<<", ">>", "<<body>>", "{", "}", "{#body}", "{file=pkg/a.py}",
-          "{file=../x}", "{file=/x}", "{file=pkg}", "\n", "\r\n", "    ", "\0", "\ufeff",
-          "é", f"\n{F}python {{#deep}}\n<<body>>\n{F}\n", '<a id="c-x"></a><sub></sub>']
+PIECES = [F, "````", "~~~", "<<", ">>", "<<body>>", "    <<deep>>\n", "{", "}", "{#body}",
+          "{file=pkg/a.py}", "{file=../x}", "{file=/x}", "{file=pkg}", "\n", "\r\n", "    ", "\0",
+          "\ufeff", "é", "\u2028", f"\n{F}python {{#deep}}\n<<body>>\n{F}\n", f"{F}python {{#x }}\n",
+          f"\n{F}python {{file=link/x.py}}\nx\n{F}\n", f"\n{F}python {{file=b/c.py}}\nx\n{F}\n",
+          '<a id="c-x"></a><sub></sub>']
 
 
-def mutated(seed: int) -> str:
+def mutated(seed: int) -> bytes:
     dice = random.Random(seed)
     text = tangle.add_captions(BOOK)
     for _ in range(dice.randint(1, 6)):
@@ -895,38 +676,33 @@ def mutated(seed: int) -> str:
         j = min(j, i + 30)
         text = dice.choice([text[:i] + text[j:], text[:i] + dice.choice(PIECES) + text[i:],
                             text[:j] + text[i:], text[:i] + dice.choice(PIECES) + text[j:]])
-    return text
+    return text.encode().replace("é".encode(), b"\xe9" if seed % 3 else "é".encode())
 
 
-def test_two_thousand_broken_books_raise_nothing_but_the_reported_errors():
-    outcomes = set()
-    for seed in range(2000):
-        text = mutated(seed)
-        try:
-            for path in read(text):
-                assert not path.startswith("/") and ".." not in path
-            outcomes.add("tangled")
-        except tangle.TangleError as error:
-            assert all(0 < line <= text.count("\n") + 1 for line, _ in error.problems)
-            outcomes.add("refused")
-        again = tangle.add_captions(text)
-        assert tangle.add_captions(again) == again, seed
-    assert outcomes == {"tangled", "refused"}
-
-
-def test_three_hundred_broken_books_write_nothing_outside_build(desk):
-    (desk.home / "outside").write_text("outside")
-    for seed in range(300):
-        data = mutated(seed).encode("utf-8")
-        data = data.replace("é".encode(), b"\xe9") if seed % 3 else data
+def test_a_thousand_broken_books_write_the_whole_tree_or_nothing(desk):
+    (desk.home / "outside").mkdir()
+    (desk.home / "outside/precious").write_text("mine")
+    desk.build.mkdir()
+    (desk.build / "link").symlink_to(desk.home / "outside")
+    outcomes = Counter()
+    for seed in range(1000):
+        data, before = mutated(seed), tree(desk.build)
         desk.write(data)
-        before = tree(desk.build)
-        status, out, err = desk.run("--force")
-        assert status in (0, 1) and (out if status == 0 else err)
-        assert status == 0 or tree(desk.build) == before
-        found = set(os.listdir(desk.home))
-        assert found - {"build"} == {"simple_llm.md", "outside"}
-    assert (desk.home / "outside").read_text() == "outside"
+        command = ["check"] if seed % 4 == 0 else ["--force"]
+        status, out, err = desk.run(*command)
+        outcomes[command[0], status] += 1
+        assert status in (0, 1) and (out or err or command == ["check"]), data
+        after = tree(desk.build)
+        if command == ["check"] or status:
+            assert after == before, data
+        else:
+            after.pop(tangle.MANIFEST, None)
+            assert after == {path: text.encode() for path, text in read(data.decode()).items()}
+        assert tree(desk.home / "outside") == {"precious": b"mine"}
+        assert set(os.listdir(desk.home)) == {"simple_llm.md", "build", "outside"}
+        again = tangle.add_captions(data.decode(errors="replace"))
+        assert tangle.add_captions(again) == again, seed
+    assert min(outcomes["--force", 0], outcomes["--force", 1]) > 100
 
 
 # The program as a program
@@ -938,22 +714,22 @@ def test_a_book_of_400_kilobytes_is_tangled_in_a_third_of_a_second(desk):
                      for i in range(n))
     desk.write(block("file=a", *[f"  <<c{i}>>" for i in range(n)]) + chunks)
     assert desk.document.stat().st_size > 400_000
-    command = [sys.executable, "-S", str(ROOT / "tangle.py"), "where", "a:12000",
-               "--document", str(desk.document), "--build", str(desk.build)]
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        assert desk.run("where", "a:12000")[0] == 0
         times.append(time.perf_counter() - start)
     assert min(times) < 1.0  # 0.2 s on an idle machine
 
 
-def test_a_terminal_without_angle_brackets_gets_an_answer(desk):
+def test_the_standard_library_is_enough_and_a_terminal_without_angle_brackets(desk):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, "-S", str(ROOT / "tangle.py"), "where", "pkg/a.py:4",
          "--document", str(desk.document)], capture_output=True, env=environment)
     assert (done.returncode, done.stdout) == (0, b"simple_llm.md:23 \\u27e8deep\\u27e9\n")
+    imports = re.findall(r"^\s*(?:import|from) (\w+)", (ROOT / "tangle.py").read_text(), re.M)
+    assert set(imports) <= set(sys.stdlib_module_names)
 
 
 def test_help_shows_the_fences_and_the_commands(capsys):
@@ -962,23 +738,3 @@ def test_help_shows_the_fences_and_the_commands(capsys):
     assert caught.value.code == 0
     words = capsys.readouterr().out
     assert all(word in words for word in ("{#", "{file=", "check", "where", "captions"))
-
-
-def test_only_the_standard_library_is_imported():
-    imports = re.findall(r"^\s*(?:import|from) (\w+)", (ROOT / "tangle.py").read_text(), re.M)
-    assert set(imports) <= set(sys.stdlib_module_names)
-
-
-def test_a_line_with_a_number_of_many_digits_is_refused_in_one_sentence(capsys):
-    with pytest.raises(SystemExit):
-        tangle.main(["where", "simple_llm/tiny.py:" + "9" * 5000])
-    assert "takes one FILE:LINE" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("last", ["pass", ""])
-def test_chunks_that_double_at_each_level_are_refused_and_do_not_fill_the_memory(last):
-    chunks = [f"{F}python {{#c{n}}}\n<<c{n + 1}>>\n<<c{n + 1}>>\n{F}\n" for n in range(60)]
-    text = "\n".join([f"{F}python {{file=a.py}}\n<<c0>>\n{F}\n", *chunks,
-                      f"{F}python {{#c60}}\n{last}\n{F}\n"])
-    with pytest.raises(tangle.TangleError, match="more than 1,000,000 lines"):
-        tangle.tangle(text)
