@@ -90,20 +90,10 @@ def enumerated(request):
     return world, *enumerate_stories(world)
 
 
-def test_the_probabilities_of_all_stories_add_up_to_one(enumerated):
+def test_each_words_probability_is_the_true_one_given_the_words_before(enumerated):
     world, stories, odds = enumerated
     assert len(odds) > 50
     assert sum(odds.values()) == pytest.approx(1, abs=1e-12)
-
-
-def test_a_storys_probability_is_the_product_of_those_of_its_words(enumerated):
-    world, stories, odds = enumerated
-    for words, story in stories.items():
-        assert math.prod(story.probabilities) == pytest.approx(odds[words], rel=1e-10)
-
-
-def test_each_words_probability_is_the_true_one_given_the_words_before(enumerated):
-    world, stories, odds = enumerated
     beginnings = Counter()
     for words, probability in odds.items():
         for end in range(len(words) + 1):
@@ -113,16 +103,6 @@ def test_each_words_probability_is_the_true_one_given_the_words_before(enumerate
         for n, recorded in enumerate(story.probabilities):
             true = beginnings[words[:n + 1]] / beginnings[words[:n]]
             assert recorded == pytest.approx(true, rel=1e-9), (words, n)
-
-
-def test_the_entropy_of_the_stories_is_their_mean_surprise(enumerated):
-    world, stories, odds = enumerated
-    entropy = -sum(p * math.log(p) for p in odds.values())
-    surprise = sum(
-        p * -sum(map(math.log, stories[words].probabilities))
-        for words, p in odds.items()
-    )
-    assert surprise == pytest.approx(entropy, rel=1e-10)
 
 
 def test_the_floor_of_many_stories_is_the_entropy_per_word(enumerated):
@@ -181,43 +161,24 @@ def parse(words):
     return facts, questions
 
 
-def test_every_answer_stands_in_the_story():
-    for story in told():
-        facts, questions = parse(story.words)
-        assert questions
-        for person, answer in questions:
-            assert facts[person] == answer
-
-
-def test_the_places_of_the_answers_are_where_the_answers_stand():
-    for story in told():
-        _, questions = parse(story.words)
-        assert len(story.answers) == len(questions)
-        for answer, (person, word) in zip(story.answers, questions):
-            assert story.words[answer.place] == word
-            before = story.words[answer.place - 5:answer.place]
-            assert before == ["what", "about", person, "?", "the"]
-
-
-def test_an_answer_is_habitual_if_it_is_what_the_person_likes_best():
+def test_every_answer_stands_in_the_story_is_no_surprise_and_is_marked_where_it_stands():
     world = World()
     for story in told():
-        _, questions = parse(story.words)
+        facts, questions = parse(story.words)
+        assert len(story.answers) == len(questions) > 0
         for answer, (person, word) in zip(story.answers, questions):
+            assert facts[person] == word == story.words[answer.place]
+            before = story.words[answer.place - 5:answer.place]
+            assert before == ["what", "about", person, "?", "the"]
+            assert story.probabilities[answer.place] == 1
             number = world.people.index(person)
-            likes = (world.places[number], world.things[number])
-            assert answer.habitual == (word in likes)
+            assert answer.habitual == (word in (world.places[number], world.things[number]))
 
 
-def test_no_question_is_asked_twice_in_a_row():
+def test_nothing_is_asked_twice_in_a_row_and_no_two_people_have_the_same_thing():
     for story in told():
-        _, questions = parse(story.words)
+        facts, questions = parse(story.words)
         assert all(a != b for a, b in itertools.pairwise(questions))
-
-
-def test_no_two_people_have_the_same_thing():
-    for story in told():
-        facts, _ = parse(story.words)
         things = [what for what in facts.values() if what in World().things]
         assert len(set(things)) == len(things)
 
@@ -232,11 +193,6 @@ def test_stories_keep_to_the_numbers_of_sentences_and_questions():
     least, most = world.sentences
     assert lengths == set(range(least, most + 1))
     assert asked == set(range(1, world.questions + 1))
-
-
-def test_an_answer_is_never_a_surprise():
-    for story in told():
-        assert all(story.probabilities[answer.place] == 1 for answer in story.answers)
 
 
 def test_the_same_seed_tells_the_same_story():
@@ -280,28 +236,16 @@ def test_the_target_at_an_answers_place_is_the_answer():
             assert word == story.words[answer.place]
 
 
-def test_an_epoch_has_its_steps_and_each_batch_its_size():
-    batches = list(small_corpus().batches(1))
-    assert len(batches) == 5
-    assert all(len(batch.ids) == 8 for batch in batches)
-
-
 def texts(corpus, epoch):
     return [tuple(map(int, row[row >= 0]))
             for batch in corpus.batches(epoch) for row in batch.targets]
 
 
-def test_an_epoch_is_the_same_when_it_is_asked_for_again():
-    assert texts(small_corpus(), 3) == texts(small_corpus(), 3)
-
-
-def test_another_epoch_or_seed_has_other_stories():
+def test_an_epoch_is_the_same_again_and_another_epoch_or_seed_has_other_stories():
+    assert [len(batch.ids) for batch in small_corpus().batches(1)] == 5 * [8]
     one = texts(small_corpus(), 1)
-    assert one != texts(small_corpus(), 2)
+    assert one == texts(small_corpus(), 1) != texts(small_corpus(), 2)
     assert one != texts(small_corpus(seed=1), 1)
-
-
-def test_held_out_stories_are_the_same_whatever_the_seed():
     assert small_corpus(seed=1).held_out == small_corpus(seed=2).held_out
 
 
@@ -314,15 +258,12 @@ def test_held_out_stories_never_occur_in_training():
     assert not secret & seen
 
 
-def test_no_story_is_longer_than_the_longest():
+def test_the_corpus_knows_the_longest_story_and_every_word():
     corpus = small_corpus()
-    assert max(len(story.words) for story in told(3000)) <= corpus.longest
-
-
-def test_every_word_of_the_world_is_in_the_vocabulary():
-    tokenizer = small_corpus().tokenizer
-    words = {word for story in told(1000, seed=3) for word in story.words}
-    assert set(tokenizer.tokens) == words | set(tokenizer.specials)
+    stories = told(3000, seed=3)
+    assert max(len(story.words) for story in stories) <= corpus.longest
+    words = {word for story in stories for word in story.words}
+    assert set(corpus.tokenizer.tokens) == words | set(corpus.tokenizer.specials)
 
 
 # The reader's own text
@@ -337,28 +278,15 @@ def unique_corpus(context=7, batch_size=4, length=500, seed=0):
     return TextCorpus(text, tokenizer, context, batch_size, seed)
 
 
-def test_the_last_tenth_of_a_text_is_held_out():
-    corpus = unique_corpus()
-    assert corpus.training.tolist() == list(range(4, 454))
-    assert corpus.validation.tolist() == list(range(454, 504))
-
-
-def test_a_windows_targets_are_its_ids_moved_by_one():
+def test_a_windows_targets_are_its_ids_moved_by_one_and_the_text_stays_as_it_is():
     """All but the first, in whose place stands <bos>. In this text i + 1 follows i."""
     corpus = unique_corpus()
-    batches = [*corpus.batches(1), *corpus.validation_batches()]
-    for batch in batches:
+    for batch in [*corpus.batches(1), *corpus.validation_batches()]:
         assert batch.ids.shape == batch.targets.shape
         assert (batch.ids[:, 0] == 1).all()
         assert np.array_equal(batch.ids[:, 1:], batch.targets[:, :-1])
         assert (np.diff(batch.targets) == 1).all()
-
-
-def test_making_windows_leaves_the_text_alone():
-    corpus = unique_corpus()
-    list(corpus.batches(1))
-    list(corpus.validation_batches())
-    assert corpus.training.tolist() == list(range(4, 454))
+    assert corpus.training.tolist() == list(range(4, 454))      # a tenth is held out
     assert corpus.validation.tolist() == list(range(454, 504))
 
 
@@ -466,20 +394,12 @@ def by_hand(context, token):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_ngram_probabilities_are_those_of_the_formula(n):
+def test_ngram_probabilities_are_those_of_the_formula_and_add_up_to_one(n):
     model = counted(n)
     for context in itertools.product(range(7), repeat=n - 1):
-        for token in range(7):
-            wanted = by_hand(context, token)
-            assert model.probability(context, token) == pytest.approx(wanted, rel=1e-12)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_ngram_probabilities_add_up_to_one(n):
-    model = counted(n)
-    for context in itertools.product(range(7), repeat=n - 1):
-        total = sum(model.probability(context, token) for token in range(7))
-        assert total == pytest.approx(1, rel=1e-12)
+        found = [model.probability(context, token) for token in range(7)]
+        assert found == pytest.approx([by_hand(context, t) for t in range(7)], rel=1e-12)
+        assert sum(found) == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
