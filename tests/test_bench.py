@@ -109,12 +109,12 @@ def test_the_bench_prints_a_table_for_people(small_sizes, capsys):
 
 
 def test_the_figures_are_pictures(small_sizes, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench.draw_token_times, "__defaults__", (64,))
+    monkeypatch.setattr(bench.smooth_token_times, "__defaults__", (64, 16))
     bench.main(["figures", str(tmp_path)])
     for name in ("roofline", "growth", "tokens"):
         root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
         assert root.tag.endswith("svg")
-        points = [part.get("points") for part in root.iter() if part.get("points")]
+        points = [part.get("d") for part in root.iter() if part.get("d")]
         assert points and not any("nan" in part or "inf" in part for part in points)
 
 

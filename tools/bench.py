@@ -5,7 +5,6 @@ Needs build/ (make tangle), and NumPy alone; bench_torch.py puts PyTorch beside 
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import statistics
@@ -25,7 +24,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 
 import numpy as np  # noqa: E402
 
-from chart import Chart  # noqa: E402
+from bench_charts import draw_growth, draw_roofline, draw_token_times  # noqa: E402
 from simple_llm.layers import (  # noqa: E402
     GELU, Array, CausalSelfAttention, Embedding, Layer, LayerNorm,
 )
@@ -125,28 +124,10 @@ def print_bench(
               f"{found['memory_mb']:5.0f} MB")
 
 
-def draw_roofline(path: Path) -> None:
-    """The rates of some jobs, under the limits of one core."""
-    peak, memory = product_rate() / 1e9, memory_rate() / 1e9
-    title = "Billion operations per second, by operations per byte of input and output"
-    chart = Chart(title, 3.6, (0.3, 3 * peak))
-
-    def place(ratio: float, rate: float) -> tuple[float, float]:
-        return chart.x(math.log10(ratio) + 1.6), chart.y(rate)
-
-    corners = (0.03, peak / memory, 90)
-    roof = [place(ratio, min(peak, ratio * memory)) for ratio in corners]
-    chart.line(*zip(*roof), "#b3312c 2 none")
-    for tick in (0.1, 1, 10):
-        chart.text(place(tick, 1)[0], chart.height - 30, f"{tick:g}", anchor="middle")
-    for tick in (1, 10, 100):
-        chart.text(chart.left - 8, chart.y(tick) + 4, f"{tick}", anchor="end")
-    for name, (job, count, size) in jobs().items():
-        x, y = place(count / size, count / best_time(job, 50) / 1e9)
-        chart.dot(x, y, "#1f5fa8")
-        left = name == "long sum"                          # it may lie on "add bias"
-        chart.text(x - 8 if left else x + 8, y + 4, name, anchor="end" if left else "start")
-    chart.save(path)
+def measure_jobs() -> dict[str, tuple[float, float]]:
+    """For each job its operations per byte, and its operations per second."""
+    return {name: (count / size, count / best_time(job, 50))
+            for name, (job, count, size) in jobs().items()}
 
 
 FIRST = [
@@ -283,35 +264,10 @@ def time_tokens(model: SimpleLLM, tokens: int, **sampling: float) -> Array:
     return np.diff(stamps)
 
 
-def draw_growth(path: Path) -> None:
-    """Cost against size, both as multiples; the diagonal is proportion."""
-    chart = Chart("Cost of nano, as the batch or the layers are multiplied", 8, (0, 9))
-    for tick in range(9):
-        chart.text(chart.left - 8, chart.y(tick) + 4, str(tick), anchor="end")
-        chart.text(chart.x(tick), chart.height - 30, str(tick), anchor="middle")
-    chart.line([chart.x(0), chart.x(8)], [chart.y(0), chart.y(8)], "#8a8577 1 4 4")
-    colors = ("#1f5fa8", "#b3312c", "#b87503")
-    for i, ((name, costs), color) in enumerate(zip(growth().items(), colors)):
-        xs, ys = [chart.x(k) for k in (1, 2, 4, 8)], [chart.y(cost) for cost in costs]
-        chart.line(xs, ys, f"{color} 2 none")
-        chart.text(chart.left + 12, chart.top + 18 * i, f"— {name}", color)
-    chart.save(path)
-
-
-def draw_token_times(path: Path, tokens: int = 1024) -> None:
-    """Milliseconds per generated token, by its position, for nano and big."""
-    chart = Chart("Milliseconds per token, by its position", tokens, (0.05, 20))
-    for tick in (0.1, 1, 10):
-        chart.text(chart.left - 8, chart.y(tick) + 4, f"{tick:g}", anchor="end")
-    for tick in range(0, tokens + 1, 256):
-        chart.text(chart.x(tick), chart.height - 30, str(tick), anchor="middle")
-    for name, color in (("nano", "#1f5fa8"), ("big", "#b3312c")):
-        ms = token_times(SIZES[name][0], tokens) * 1e3                     # (tokens,)
-        smooth = [float(np.median(ms[t : t + 16])) for t in range(0, tokens - 16, 16)]
-        xs = [chart.x(16 * i + 8) for i in range(len(smooth))]
-        chart.line(xs, [chart.y(value) for value in smooth], f"{color} 2 none")
-        chart.text(xs[-1] + 8, chart.y(smooth[-1]) + 4, name, color)
-    chart.save(path)
+def smooth_token_times(name: str, tokens: int = 1024, each: int = 16) -> list[float]:
+    """Milliseconds per generated token of a model, as medians of neighbours."""
+    ms = token_times(SIZES[name][0], tokens) * 1e3                         # (tokens,)
+    return [float(np.median(ms[t : t + each])) for t in range(0, tokens - each, each)]
 
 
 def main(arguments: list[str]) -> None:
@@ -326,9 +282,11 @@ def main(arguments: list[str]) -> None:
         case ["layouts"]:
             print_layouts()
         case ["figures", directory]:
-            draw_roofline(Path(directory) / "roofline.svg")
-            draw_growth(Path(directory) / "growth.svg")
-            draw_token_times(Path(directory) / "tokens.svg")
+            draw_roofline(Path(directory) / "roofline.svg", product_rate(), memory_rate(),
+                          measure_jobs())
+            draw_growth(Path(directory) / "growth.svg", growth())
+            draw_token_times(Path(directory) / "tokens.svg", {
+                name: smooth_token_times(name) for name in ("nano", "big")}, 16)
         case _:
             sys.exit(__doc__)
 
