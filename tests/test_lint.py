@@ -75,7 +75,6 @@ FINE_AND_BROKEN = [
      '<a id="a"></a>\n\n<a id="a"></a>\n'),
     (lint.find_bare_pictures, "<!-- figure: x -->\n![words](a.svg)\n", "![words](a.svg)\n"),
     (lint.find_bare_pictures, "", "<!-- long figure: x -->\n![](a.svg)\n"),
-    (lint.find_pictures_not_shown, TEXT, changed("(figures/loss.svg)", "(figures/tokens.svg)")),
     (lint.find_unmarked_outputs, f"Words:\n\n<!-- output: x -->\n{OUTPUT}", f"Words:\n\n{OUTPUT}"),
     (lint.find_stray_tags, "Text `<eos>` and 1 < 2 and $`a <b`$.\n", "Text ends with <eos>.\n"),
     (lint.find_stray_tags, f"{lint.FOLD}Six.\n\n</details>\n", "<details open>\n"),
@@ -149,7 +148,8 @@ Words before a chapter.
 
 
 def in_parts(text):
-    return [message for rule in lint.IN_PARTS for message in broken(text, rule)]
+    return [message for rule in lint.IN_PARTS if rule is not lint.find_pictures_not_shown
+            for message in broken(text, rule)]
 
 
 @pytest.mark.parametrize(("old", "new", "wrong"), [
@@ -169,6 +169,14 @@ def test_what_breaks_a_rule_of_the_parts_is_noticed(old, new, wrong):
     assert in_parts(PARTS) == []
     found = in_parts(changed(old, new, PARTS))
     assert any(wrong in message for message in found), found
+
+
+def test_a_picture_that_the_book_does_not_show_is_noticed(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/a.svg").touch()
+    for text, wrong in (("(figures/a.svg)", []), ("(a.svg)", ["figures/a.svg is not shown"])):
+        found = lint.find_pictures_not_shown(lint.Book(text, tmp_path))
+        assert [message for _, message in found] == wrong
 
 
 def test_the_table_counts_what_is_there():

@@ -169,7 +169,7 @@ def find_bare_pictures(book: Book) -> Iterator[Problem]:
 
 def find_pictures_not_shown(book: Book) -> Iterator[Problem]:
     """A picture that nobody sees."""
-    for path in sorted((ROOT / "figures").iterdir()):
+    for path in sorted((book.root / "figures").iterdir()):
         if f"(figures/{path.name})" not in book.text:
             yield 0, f"figures/{path.name} is not shown"
 
@@ -334,10 +334,11 @@ def find_too_many_bytes(book: Book) -> Iterator[Problem]:
 
 RULES = [find_long_chunks, find_wide_lines, find_silent_chunks, find_unused_chunks,
          find_dead_links, find_doubled_anchors, find_bare_pictures, find_stray_tags,
-         find_unmarked_outputs, find_pictures_not_shown,
-         find_undefined_terms, find_too_few_words, find_unexplained_numbers]
+         find_unmarked_outputs, find_undefined_terms, find_too_few_words,
+         find_unexplained_numbers]
 IN_PARTS = [find_a_crowded_part_one, find_nothing_to_remember, find_missing_solutions,
-            find_terms_without_entry, find_too_many_bytes]     # of a book that has parts
+            find_terms_without_entry, find_pictures_not_shown,
+            find_too_many_bytes]                       # of a book that has parts
 
 
 def problems(book: Book) -> list[str]:
