@@ -1,4 +1,4 @@
-"""The pictures of part I: the same bytes each time, readable by all, and true."""
+"""The pictures of the book: the same bytes each time, readable by all, and true."""
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -20,9 +20,9 @@ INSIDE = ["attention.svg", "embeddings.svg", "heads.svg", "lens.svg", "positions
 
 
 def draw(directory):
-    """All pictures of part I, and those of bench.py from made-up measurements."""
+    """All pictures, and those of bench.py from made-up measurements."""
     pictures.main(str(directory))
-    pictures.main(str(ROOT / "tests" / "trained"), str(directory))
+    pictures.main(str(directory), str(ROOT / "tests" / "trained"))
     bench_charts.draw_roofline(directory / "roofline.svg", 200e9, 50e9, {
         "product": (40.0, 220e9), "sum": (0.125, 7e9), "tanh": (0.125, 6e9), "max": (0.25, 1e9)})
     bench_charts.draw_growth(directory / "growth.svg", {
@@ -181,7 +181,7 @@ def test_the_shapes_of_the_drawing_are_those_of_a_pass(drawn):
 
 
 def test_the_product_of_two_clocks_is_the_cosine_of_what_lies_between():
-    table = pictures.sinusoids(73, 64)
+    table = pictures.sinusoids(73, 64)                                     # (73, 64)
     speeds = [100 ** (-i / 32) for i in range(32)]
     for s, t in ((0, 4), (30, 34), (5, 60)):
         assert table[s] @ table[t] == pytest.approx(sum(math.cos((t - s) * w) for w in speeds))
@@ -223,3 +223,19 @@ def test_no_job_lies_above_the_limits(tmp_path):
         "quick product": (20.0, 123e9), "sum in the cache": (0.125, 2e9)})
     shown = " ".join(words_in(tmp_path / "roof.svg"))
     assert "roof: 123 billion" in shown and "slope: 16 GB/s" in shown
+
+
+def test_the_bytes_of_the_picture_are_those_of_the_file(drawn):
+    data, n = pictures.tiny_file()
+    assert len(data) == 8 + n + 20
+    shown = words_in(drawn / "safetensors.svg")
+    assert {"W[0,1] = −1", "b[1] = 0.1"} <= set(shown)
+    letters = "".join(word for word in shown if word is not None and len(word) == 1)
+    assert letters.replace(" ", "") == data[8 : 8 + n].decode().replace(" ", "")
+
+
+def test_the_bits_of_three_formats_mean_what_stands_below_them():
+    for bits, (exponent, fraction), value in pictures.formats(0.1).values():
+        assert len(bits) == 1 + exponent + fraction and bits[0] == "0"
+        power = int(bits[1 : 1 + exponent], 2) - (2 ** (exponent - 1) - 1)
+        assert value == 2.0**power * (1 + int(bits[1 + exponent :], 2) / 2**fraction)

@@ -1,4 +1,4 @@
-"""The pictures of part I: python tools/pictures.py DIRECTORY, or MODEL DIRECTORY.
+"""The pictures of the book: python tools/pictures.py DIRECTORY, or DIRECTORY MODEL.
 
 The first draws all those that need no trained model, in a few seconds; the second those that
 do. All are drawn from what the package computes, and the same arrays give the same bytes.
@@ -12,6 +12,7 @@ import random
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Callable, Sequence
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
@@ -20,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "build"))
 import numpy as np  # noqa: E402
 
 from chart import (  # noqa: E402
-    BLUE, CARD, DASHED, DOTTED, GREY, INK, OCHRE, RED, Axes, Drawing, plain, shade,
+    BLUE, CARD, DASHED, DOTTED, GREY, INK, OCHRE, RED, SOLID, Axes, Drawing, plain, shade,
 )
 from simple_llm import tiny  # noqa: E402
 from simple_llm.batches import pad_rows  # noqa: E402
+from simple_llm.checkpoint import save_safetensors  # noqa: E402
 from simple_llm.generate import next_token_probabilities  # noqa: E402
 from simple_llm.gradcheck import numerical_gradient  # noqa: E402
 from simple_llm.layers import (  # noqa: E402
@@ -225,7 +227,7 @@ def draw_tangent(path: Path) -> None:
          f"one side: (1.5³ − 1³) / 0.5 = {one_sided:.2f}"),
         (low, cube(low), central, 0.36, BLUE, DASHED,
          f"both: (1.5³ − 0.5³) / 1 = {central:.2f}"),
-        (1.0, 1.0, exact, 0.6, RED, "none", f"tangent: 3x² = {exact:.2f}"),
+        (1.0, 1.0, exact, 0.6, RED, SOLID, f"tangent: 3x² = {exact:.2f}"),
     ]
     for x, y, slope, start, color, dashes, words in lines:
         axes.curve([start, end], [y + slope * (start - x), y + slope * (end - x)], color,
@@ -473,35 +475,35 @@ def draw_model(path: Path) -> None:
 
 
 def draw_clocks(path: Path) -> None:
-    table, positions, shown = sinusoids(73, 64), range(8), (0, 8, 16, 24)  # (73, 64)
+    table, shown = 0.3 * sinusoids(73, 64), (0, 8, 16)                     # (73, 64)
     drawing = Drawing(
         "Positions as clocks: two of them tell how far they are apart",
-        "The hands of four clocks at eight positions, each clock slower than the one above it, "
-        "and the dot product of two positions by their distance: it falls, and is the same "
-        "wherever one starts.",
-        402, ["Left: of a position's vector, elements i and i + 32 are sine and cosine of a hand.",
-              "Right: the dot product of the whole vectors, 32 hands. Only the distance matters."])
+        "The hands of three clocks at eight positions, each clock slower than the one above "
+        "it, and the dot product of two positions by their distance: it falls, and is the "
+        "same wherever one starts.",
+        392, ["Left: of a position's vector, elements i and i + 32 are sine and cosine of a hand.",
+              "Right: the dot product of whole vectors, of 32 hands. Only the distance matters."])
     for row, i in enumerate(shown):
-        y = 146 + 62 * row
-        drawing.text(58, y + 4, f"i = {i}", INK, 13, "end")
-        for t in positions:
-            x = 90 + 39 * t
+        y = 154 + 74 * row
+        drawing.text(62, y + 4, f"i = {i}", INK, 13, "end")
+        for t in range(8):
+            x, (sine, cosine) = 92 + 40 * t, table[t, [i, i + 32]] / 0.3
             if not row:
-                drawing.text(x, y - 28, str(t), anchor="middle")
-            drawing.dot(x, y, GREY, 17, CARD)
-            drawing.line([(x, y - 17), (x, y - 13)], GREY, 1)
-            drawing.arrow([(x, y), (x + 15 * table[t, i], y - 15 * table[t, i + 32])], BLUE,
-                          2.4, size=7)
-    drawing.text(90 + 39 * 3.5, 372, "position t", GREY, 13, "middle")
-    axes = Axes(drawing, (444, 124, 700, 334), (0, 40), (0, 34))
+                drawing.text(x, y - 27, str(t), anchor="middle")
+            drawing.dot(x, y, GREY, 18, CARD)
+            drawing.line([(x, y - 18), (x, y - 14)], GREY, 1)
+            drawing.arrow([(x - 5 * sine, y + 5 * cosine), (x + 15 * sine, y - 15 * cosine)],
+                          BLUE, 2.4, size=7)
+    drawing.text(92 + 40 * 3.5, 354, "position t", GREY, 13, "middle")
+    axes = Axes(drawing, (452, 124, 700, 316), (0, 40), (0, 3))
     axes.x_axis("distance of two positions", [0, 10, 20, 30, 40])
-    axes.y_axis("dot product", [0, 10, 20, 30])
+    axes.y_axis("dot product", [0, 1, 2, 3])
     first, later = table @ table[0], table @ table[30]                     # (73,), (73,)
     axes.curve(range(41), first[:41], BLUE, 2.4)
     for k in range(0, 41, 4):
         drawing.dot(*axes.point(k, later[30 + k]), RED, 5, CARD)
-    axes.label(12, 22, "line: from position 0", BLUE, 0, -14)
-    axes.label(12, 22, "rings: from position 30", RED, 0, 6)
+    axes.label(12, 2, "line: from position 0", BLUE, 0, -14)
+    axes.label(12, 2, "rings: from position 30", RED, 0, 6)
     drawing.save(path)
 
 
@@ -554,7 +556,7 @@ def draw_valley(path: Path) -> None:
             angles = np.linspace(0, 2 * np.pi, 73)                         # (73,)
             inside = [(level * np.cos(a), level * np.sin(a) / 10) for a in angles]
             drawing.line([axes.point(px, py) for px, py in inside if px <= 4.2], GREY, 0.8)
-        color, dashes = ((OCHRE, DOTTED), (RED, DASHED), (BLUE, "none"))[k]
+        color, dashes = ((OCHRE, DOTTED), (RED, DASHED), (BLUE, SOLID))[k]
         way = way[: steps + 1]
         axes.curve(way[:, 0], way[:, 1], color, 1.6)
         for px, py in way:
@@ -612,40 +614,34 @@ STORY = "<bos> anna went to the attic . ben took the key . what about anna ? the
 def draw_attention_words(model: SimpleLLM, path: Path) -> None:
     words = STORY.split()
     _, looks = read(model, words)
-    last, asked, fact, person = len(words) - 1, len(words) - 3, words.index("attic"), 1
-    first = int((looks[0][:, last, asked] + looks[0][:, fact, person]).argmax())
-    second = int(looks[1][:, last, fact].argmax())
-    found = {"Layer 1": "“the” finds the person asked about, “attic” finds who went there",
-             "Layer 2": "“the” finds the fact of that person: “attic” is the answer"}
+    last, asked, fact = len(words) - 1, len(words) - 3, words.index("attic")
+    first, second = int(looks[0][:, last, asked].argmax()), int(looks[1][:, last, fact].argmax())
     drawing = Drawing(
-        "To answer, layer 1 finds the person, and layer 2 the fact",
-        "Heat maps of two heads that read a story and a question about anna: in layer 1 the "
-        "last word looks at the anna of the question, and attic at its own anna; in layer 2 "
-        "the last word looks at attic, which is the answer.",
-        776, ["Row: the word that looks. Column: what it looks at. Darker is more; in frames, percent.",
-              "Red: the place of the answer, where “attic” must come next, and the fact itself."])
-    left, width, high = 66, 37.4, 15
-    for top, head, name, look in (
-            (146, first, "Layer 1", looks[0]), (496, second, "Layer 2", looks[1])):
+        "Asked about anna: one head finds her name, the next finds the attic",
+        "Heat maps of where two heads look from the last five words of a story and a question "
+        "about anna: from the last word the head of layer 1 looks at the anna of the question, "
+        "and the head of layer 2 at the attic of the story, which is the answer.",
+        502, ["Row: the word that looks. Column: what it looks at. Darker is more; the numbers are",
+              "percent. Red: the last word, after which “attic” must come."])
+    left, width, high = 66, 37.4, 27
+    for top, name, head, look, found in (
+            (146, "Layer 1", first, looks[0], "from “the” to the person in the question"),
+            (354, "Layer 2", second, looks[1], "from “the” to the fact of that person")):
         drawing.text(24, top - 34, f"{name}, head {head + 1}", INK, 15, bold=True)
-        drawing.text(176, top - 34, found[name], INK, 13)
+        drawing.text(184, top - 34, found, INK, 14)
         for j, word in enumerate(words):
             drawing.text(left + (j + 0.5) * width, top - 7, word, size=12, anchor="middle")
-        y, frames = top, []
-        for i, word in enumerate(words):
-            told = i in (fact, last)
-            tall = 22 if told else high
-            drawing.text(left - 7, y + tall / 2 + 4.5, word, RED if told else INK, 12, "end", told)
+        for row, i in enumerate(range(last - 4, last + 1)):
+            y = top + row * high
+            drawing.text(left - 8, y + 18, words[i], RED if i == last else INK, 13, "end",
+                         i == last)
             for j in range(i + 1):
                 share = look[head, i, j]
-                shown = f"{100 * share:.0f}" if told and share >= 0.005 else ""
-                drawing.cell(left + j * width, y, width, tall, share, shown)
-            if told:
-                frames.append((left, y, (i + 1) * width, tall))
-            y += tall
-        for frame in frames:
-            drawing.rect(*frame, color=RED, stroke=1.5)
-        drawing.line([(left, top), (left, y), (left + len(words) * width, y)], GREY, 1)
+                drawing.cell(left + j * width, y, width, high, share,
+                             f"{100 * share:.0f}" if share >= 0.005 else "", 13)
+            drawing.line([(left, y), (left + (i + 1) * width, y)], GREY, 0.6)
+        drawing.line([(left, top), (left, top + 5 * high)], GREY, 1)
+        drawing.rect(left, top + 4 * high, len(words) * width, high, color=RED, stroke=2)
     drawing.save(path)
 
 
@@ -688,10 +684,98 @@ def draw_temperature(model: SimpleLLM, path: Path) -> None:
     drawing.save(path)
 
 
-def main(*names: str) -> None:
-    *directories, out = names
-    if directories:
-        model = SimpleLLM.from_pretrained(directories[0])
+# Chapter 15: real weights
+
+def tiny_file() -> tuple[bytes, int]:
+    """The chapter's safetensors file of two arrays, and the length of its header."""
+    W, b = np.array([[0.5, -1.0, 2.0]], np.float32), np.array([3.0, 0.1], np.float32)
+    with TemporaryDirectory() as directory:
+        path = Path(directory, "tiny.safetensors")
+        save_safetensors(path, {"W": W, "b": b})
+        data = path.read_bytes()
+    return data, int.from_bytes(data[:8], "little")
+
+
+def draw_safetensors(path: Path) -> None:
+    data, n = tiny_file()
+    lines = -(-n // 24)
+    drawing = Drawing(
+        "A safetensors file: a length, a header in JSON, and the numbers",
+        "All bytes of a file of two small arrays: first the length of the header, then the "
+        "header, which names each array, its type, its shape and where its bytes lie, and "
+        "then the numbers, four bytes each.",
+        286 + 26 * lines, [f"All {len(data)} bytes of a file with the arrays W and b."])
+    side, high, left = 28, 26, 24
+
+    def cells(y: float, part: bytes, fill: str, show: Callable[[int], str]) -> None:
+        for k, byte in enumerate(part):
+            x, top = left + side * (k % 24), y + high * (k // 24)
+            drawing.rect(x, top, side, high, fill, GREY, 0.8)
+            if show(byte) != " ":
+                drawing.text(x + side / 2, top + 17, show(byte), INK, 12, "middle")
+
+    y = 104
+    drawing.text(left, y - 9, f"8 bytes: the length of the header, {n}; in base 16, smallest first",
+                 INK, 14)
+    cells(y, data[:8], "#f3e3bf", "{:02x}".format)
+    y += high + 40
+    drawing.text(left, y - 9, f"{n} bytes: the header, filled up with spaces", INK, 14)
+    cells(y, data[8 : 8 + n], "#dfe9f5", chr)
+    y += high * lines + 40
+    numbers = np.frombuffer(data[8 + n :], "<f4")                          # (5,)
+    drawing.text(left, y - 9, f"{4 * len(numbers)} bytes: {len(numbers)} numbers of type F32",
+                 INK, 14)
+    cells(y, data[8 + n :], "#f6dcd9", "{:02x}".format)
+    for k, value in enumerate(numbers):
+        x = left + side * 4 * k
+        drawing.line([(x + 4, y + high + 4), (x + 4, y + high + 9),
+                      (x + 4 * side - 4, y + high + 9), (x + 4 * side - 4, y + high + 4)], INK, 1)
+        name = f"W[0,{k}]" if k < 3 else f"b[{k - 3}]"
+        drawing.text(x + 2 * side, y + high + 25, f"{name} = {value:g}".replace("-", "−"), INK, 13,
+                     "middle")
+    drawing.save(path)
+
+
+def formats(value: float) -> dict[str, tuple[str, tuple[int, int], float]]:
+    """A number in three formats: its bits, how many of exponent and fraction, its value."""
+    single, half = np.float32(value), np.float16(value)
+    bits = int(single.view(np.uint32))
+    cut = np.uint32(bits >> 16 << 16).view(np.float32)
+    return {"float32": (f"{bits:032b}", (8, 23), float(single)),
+            "float16": (f"{int(half.view(np.uint16)):016b}", (5, 10), float(half)),
+            "bfloat16": (f"{bits >> 16:016b}", (8, 7), float(cut))}
+
+
+def draw_floats(path: Path) -> None:
+    drawing = Drawing(
+        "0.1 in three formats: bfloat16 is the upper half of float32",
+        "The bits of the same number in three formats: bfloat16 keeps the sign, the exponent "
+        "and the first bits of the fraction of float32; float16 has a shorter exponent and a "
+        "longer fraction, and errs less.",
+        372, ["Sign, exponent, fraction. Below each: the number that is really stored."])
+    side, left, tints = 18.5, 104, ("#f6dcd9", "#f3e3bf", "#dfe9f5")
+    for row, (name, (bits, (exponent, fraction), value)) in enumerate(formats(0.1).items()):
+        y = 108 + 90 * row
+        drawing.text(left - 12, y + 20, name, INK, 15, "end", bold=True)
+        starts = (0, 1, 1 + exponent)
+        for part, (start, count) in enumerate(zip(starts, (1, exponent, fraction))):
+            for k in range(start, start + count):
+                drawing.rect(left + side * k, y, side, 30, tints[part], GREY, 0.8)
+                drawing.text(left + side * (k + 0.5), y + 20, bits[k], INK, 14, "middle")
+            words = ("sign", f"exponent: {exponent}", f"fraction: {fraction} bits")[part]
+            x = left + side * (start + count / 2)
+            drawing.text(x - 10 * (part == 0), y - 8, words, GREY, 12, "middle")
+        error = f", too small by {1 - value / 0.1:.2%}" if value < 0.1 else ""
+        drawing.text(left, y + 48, f"= {value:.9f}{error}", INK, 14)
+    x = left + 16 * side
+    drawing.line([(x, 98), (x, 318)], RED, 2, "5 4")
+    drawing.text(x + 8, 312, "right of this line, float32 alone has bits", RED, 13)
+    drawing.save(path)
+
+
+def main(out: str, trained: str = "") -> None:
+    if trained:
+        model = SimpleLLM.from_pretrained(trained)
         for name, draw in WITH_MODEL.items():
             draw(model, Path(out) / name)
     else:
@@ -704,6 +788,7 @@ ALONE: dict[str, Callable[[Path], None]] = {
     "ladder.svg": draw_ladder, "tangent.svg": draw_tangent, "gelu.svg": draw_gelu,
     "layernorm.svg": draw_layernorm, "mask.svg": draw_mask, "model.svg": draw_model,
     "clocks.svg": draw_clocks, "valley.svg": draw_valley, "schedule.svg": draw_schedule,
+    "safetensors.svg": draw_safetensors, "floats.svg": draw_floats,
 }
 WITH_MODEL: dict[str, Callable[[SimpleLLM, Path], None]] = {
     "attention-words.svg": draw_attention_words, "temperature.svg": draw_temperature,
