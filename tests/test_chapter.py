@@ -87,14 +87,6 @@ def test_the_last_chapter_has_the_whole_program(tmp_path):
         path for path in files if path.startswith("simple_llm/")}
 
 
-def test_the_attention_of_chapter_7_is_not_in_chapter_6(tmp_path):
-    assert "class Linear" in build(6, tmp_path)["simple_llm/layers.py"]
-    six = build(6, tmp_path)["simple_llm/layers.py"]
-    assert "CausalSelfAttention" not in six
-    assert "...  # <<causal-self-attention>>: chapter 7\n" in six
-    assert "class CausalSelfAttention" in build(7, tmp_path)["simple_llm/layers.py"]
-
-
 def test_the_one_page_model_runs_on_its_own(tmp_path, monkeypatch):
     build(1, tmp_path / "build")
     monkeypatch.setattr(book, "ROOT", tmp_path)
