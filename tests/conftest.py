@@ -1,4 +1,5 @@
 """Let the tests import what the book's tangle produced, and nothing staler."""
+import importlib
 import os
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest  # noqa: E402
 import tangle  # noqa: E402
 
 tangle.write(tangle.texts(tangle.tangle(tangle.read_document(), build=tangle.BUILD)))
+importlib.invalidate_caches()              # build/ may be new
 
 
 @pytest.hookimpl(hookwrapper=True)

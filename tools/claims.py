@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 TABLE = Path(__file__).with_name("numbers.txt")
-QUOTED = ["bench.py", "experiments.py", "figures.py", "torture.py"]     # by the book's words
+QUOTED = ["bench.py", "bench_charts.py", "experiments.py", "figures.py", "pictures.py",
+          "torture.py"]                                     # by the book's words
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen "
         "fourteen fifteen sixteen seventeen eighteen nineteen").split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
