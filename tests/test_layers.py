@@ -337,18 +337,18 @@ def test_a_block_adds_to_the_stream():
     assert np.array_equal(block.forward(x), x)
 
 
-@pytest.mark.parametrize("make", [
+each_layer = pytest.mark.parametrize("make", [
     lambda: make_linear(6, 6), lambda: make_norm(6), GELU, make_feed_forward,
     make_attention, make_block,
 ], ids=["linear", "norm", "gelu", "feed_forward", "attention", "block"])
+
+
+@each_layer
 def test_layers_change_neither_their_input_nor_the_gradient_given_to_them(make):
     assert_input_untouched(make(), normal(2, 4, 6))
 
 
-@pytest.mark.parametrize("make", [
-    lambda: make_linear(6, 6), lambda: make_norm(6), GELU, make_feed_forward,
-    make_attention, make_block,
-], ids=["linear", "norm", "gelu", "feed_forward", "attention", "block"])
+@each_layer
 def test_layers_give_the_same_after_an_input_of_another_size(make):
     """The workspaces are kept; nothing of the larger input may be left in them."""
     layer, x, dy = make(), normal(2, 3, 6), normal(2, 3, 6, seed=1)
@@ -359,10 +359,7 @@ def test_layers_give_the_same_after_an_input_of_another_size(make):
     assert np.array_equal(layer.backward(dy), dx)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: make_linear(6, 6), lambda: make_norm(6), GELU, make_feed_forward,
-    make_attention, make_block,
-], ids=["linear", "norm", "gelu", "feed_forward", "attention", "block"])
+@each_layer
 def test_two_layers_of_a_kind_in_a_row_do_not_spoil_each_others_gradients(make):
     """They hand the gradient down in the same scratch array."""
     class Two:

@@ -48,17 +48,20 @@ def named(stderr):
     return re.findall(r"(?m)^in the book: simple_llm\.md:(\d+) ⟨([\w./-]+)⟩$", stderr)
 
 
+WRONG = "from simple_llm.model import *\nSimpleLLM(Config(8, 4), seed=0).forward('no ids')"
+
+
 def test_an_uncaught_exception_names_the_line_and_the_chunk(checkout):
     done = run(checkout, "-c", "from simple_llm.model import Config; Config(4, 4).nothing()")
     assert done.returncode == 1 and not named(done.stderr)      # no line of the package
-    done = run(checkout, "-c", "from simple_llm.model import *\n"
-               "SimpleLLM(Config(8, 4), seed=0).forward('no ids')")
-    assert "Traceback" in done.stderr
-    places = named(done.stderr)
-    assert places
-    for line, chunk in places:
-        assert LINES[int(line) - 1].strip() in done.stderr      # as the traceback shows
-    assert done.stderr.rstrip().endswith("⟩")
+    book = checkout / "simple_llm.md"
+    for before in (0, 2):                                       # the book has changed since
+        book.write_text("New.\n" * before + "\n".join(LINES), encoding="utf-8")
+        done = run(checkout, "-c", WRONG)
+        assert "Traceback" in done.stderr and named(done.stderr)
+        for line, chunk in named(done.stderr):
+            assert LINES[int(line) - 1 - before].strip() in done.stderr  # as the traceback shows
+        assert done.stderr.rstrip().endswith("⟩")
 
 
 def test_training_names_the_line_too_in_this_process_and_in_a_worker(checkout):
@@ -73,17 +76,6 @@ def test_training_names_the_line_too_in_this_process_and_in_a_worker(checkout):
         assert (str(end + 2), "gradient-of-share") in named(done.stderr), done.stderr
 
 
-def test_a_line_is_found_although_the_book_has_changed_since(checkout):
-    book = checkout / "simple_llm.md"
-    text = book.read_text(encoding="utf-8")
-    book.write_text("New.\n\n" + text, encoding="utf-8")
-    done = run(checkout, "-c", "from simple_llm.model import *\n"
-               "SimpleLLM(Config(8, 4), seed=0).forward('no ids')")
-    for line, _ in named(done.stderr):
-        assert LINES[int(line) - 3].strip() in done.stderr
-    assert named(done.stderr)
-
-
 @pytest.mark.parametrize("spoil_it", [
     lambda home: (home / "simple_llm.md").unlink(),
     lambda home: (home / "tangle.py").unlink(),
@@ -92,8 +84,7 @@ def test_a_line_is_found_although_the_book_has_changed_since(checkout):
 ], ids=["no book", "no tangle.py", "a broken book", "a broken tangle.py"])
 def test_without_the_book_it_is_silent(checkout, spoil_it):
     spoil_it(checkout)
-    done = run(checkout, "-c", "from simple_llm.model import *\n"
-               "SimpleLLM(Config(8, 4), seed=0).forward('no ids')")
+    done = run(checkout, "-c", WRONG)
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1
     assert "in the book" not in done.stderr
 

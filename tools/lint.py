@@ -306,7 +306,7 @@ def find_missing_solutions(book: Book) -> Iterator[Problem]:
                     "</details>")
 
 
-NO_TERMS: set[str] = set()                              # bold, and not in the glossary
+NO_TERMS = {"guess"}                                    # bold, and not in the glossary
 
 
 def find_terms_without_entry(book: Book) -> Iterator[Problem]:
@@ -320,7 +320,7 @@ def find_terms_without_entry(book: Book) -> Iterator[Problem]:
             for bold in re.finditer(r"\*\*([^*]+)\*\*", paragraph[0]):
                 term = " ".join(bold[1].split()).rstrip(".,:")
                 before = paragraph[0][:bold.start()].rpartition("\n- ")[2]
-                if re.search(r"\w", before) and term not in NO_TERMS and not any(
+                if re.search(r"\w", before) and term.lower() not in NO_TERMS and not any(
                         re.search(forms(one), other, re.I)
                         for entry in entries for one, other in ((entry, term), (term, entry))):
                     yield (chapter.line_at(paragraph.start() + bold.start()),
