@@ -2,7 +2,9 @@
 import importlib
 import os
 import sys
+import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,7 +15,8 @@ import pytest  # noqa: E402
 
 import tangle  # noqa: E402
 
-tangle.write(tangle.texts(tangle.tangle(tangle.read_document(), build=tangle.BUILD)))
+FILES = tangle.tangle(tangle.read_document(), build=tangle.BUILD)
+tangle.write(tangle.texts(FILES))
 importlib.invalidate_caches()              # build/ may be new
 
 
@@ -22,10 +25,13 @@ def pytest_runtest_makereport(item, call):
     """A failure in the package names the places in the book."""
     report = (yield).get_result()
     if report.failed and call.excinfo is not None:
-        from simple_llm.places import places
-        found = places(call.excinfo.tb)
-        if found:
-            report.sections.append(("in the book", "\n".join(found)))
+        places = []
+        for frame, number in traceback.walk_tb(call.excinfo.tb):
+            with suppress(tangle.TangleError):         # no line of the book
+                line = tangle.locate(FILES, frame.f_code.co_filename, number)
+                places.append(f"simple_llm.md:{line.number} {line.block.label()}")
+        if places:
+            report.sections.append(("in the book", "\n".join(places)))
 
 
 def pytest_terminal_summary(terminalreporter):
