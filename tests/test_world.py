@@ -183,6 +183,14 @@ def test_nothing_is_asked_twice_in_a_row_and_no_two_people_have_the_same_thing()
         assert len(set(things)) == len(things)
 
 
+def test_people_keep_to_their_habits_as_often_as_the_world_says():
+    world = World()
+    went = [what == world.likes(person, True) for story in told(1000)
+            for person, what in parse(story.words)[0].items() if what in world.places]
+    wanted = world.habit + (1 - world.habit) / len(world.places)
+    assert sum(went) / len(went) == pytest.approx(wanted, abs=5 * (0.25 / len(went)) ** 0.5)
+
+
 def test_stories_keep_to_the_numbers_of_sentences_and_questions():
     world = World()
     lengths, asked = set(), set()
