@@ -73,7 +73,7 @@ tiny: build  ## run the one-page model of chapter 1
 	@$(RUN).tiny
 
 first: build  ## chapter 9's loop of ten lines: train for a minute, then ask
-	@$(RUN).first
+	@$(RUN).first $(ARGS)
 
 bench: build  ## how fast is it on this machine? (ARGS=--json for machines)
 	@$(PYTHON) tools/bench.py $(ARGS)
@@ -102,8 +102,8 @@ $(WEAVER)/.ready: requirements-book.txt setup.sh
 book: build $(WEAVER)/.ready  ## weave the book into one page, build/book/index.html
 	@$(WEAVER)/bin/python tools/weave.py simple_llm.md build/book/index.html
 
-chapter: build  ## the program as it is known at the end of chapter N=5, in build/chapters/5
-	@$(PYTHON) tools/chapter.py $(N) $(DIRECTORY)
+chapter: build  ## the program as chapter N=5 leaves it, in build/chapters/5 (STARTER=1: its exercises to be written)
+	@$(PYTHON) tools/chapter.py $(if $(STARTER),--starter) $(N) $(DIRECTORY)
 
 shell: build  ## a Python session that can import simple_llm
 	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'

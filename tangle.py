@@ -64,8 +64,8 @@ class Block(NamedTuple):
         return f"⟨{self.name}⟩{part}" if self.kind == "chunk" else f"`{self.name}`"
 
     def anchor(self) -> str:
-        part = f"-{self.part}" if self.part > 1 else ""
-        return f"{self.kind[0]}-{self.name.replace('/', '-')}{part}"
+        name = f"{self.kind} {self.name} {self.part}"       # of any name, six letters
+        return self.kind[0] + sha256(name.encode()).hexdigest()[:5]
 
     def link(self) -> str:
         file = f"`{self.name.rpartition('/')[2]}`"
@@ -316,12 +316,12 @@ def captions(blocks: list[Block]) -> dict[int, str]:
     """The caption of each tangled block, by the line of its fence."""
     chunks, uses, lines = gather_chunks(blocks), list(find_uses(blocks)), {}
     for block in (block for block in blocks if block.kind):
-        words = [f"**{block.label()}**"]
+        words = [block.label()]
         if block.kind == "chunk":
             parts = chunks[block.name]
             users = dict.fromkeys(u.block.link() for u in uses if u.text == block.name)
+            words[0] += f" in {', '.join(users)}"
             words += [f"continues {parts[0].link()}"] if block.part > 1 else []
-            words += [f"used in {', '.join(users)}"]
             words += [f"continued in {b.link()}" for b in parts[block.part:][:1]]
         target = f'<a id="{block.anchor()}"></a>'
         lines[block.line] = f"{target}<sub>{' · '.join(words)}</sub>"

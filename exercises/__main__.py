@@ -9,15 +9,20 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
+import secrets
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Callable
+from typing import IO, Callable, NamedTuple
 
 import tangle
 from exercises import chunks
@@ -115,36 +120,109 @@ def command_exercise(book: Book, desk: Desk, name: str, force: bool) -> int:
 
 
 def command_grade(book: Book, desk: Desk, name: str, limit: float) -> int:
-    """Grade in a process of its own, which can be stopped if it does not end."""
     answer = desk.answer(name)
-    words = [sys.executable, "-m", "exercises", "--answers", str(desk.directory),
-             "grade-here", name]
+    verdict = grade_apart(name, answer, limit)
+    if verdict.printed:
+        print("Your code prints:")
+        print(textwrap.indent(verdict.printed.rstrip(), "  | "))
+    desk.note(name, "passed", digest(answer) if verdict.right else "")
+    if not verdict.right:
+        raise Wrong(f"{desk.shown(name)}: {verdict.sentence}")
+    print(fill(f"Right: {desk.shown(name)} does what the book's does. {verdict.sentence}"))
+    done = {each: desk.answer(each) for each in book.rewrites
+            if desk.state(each) == "done"}
+    tangle.write(book.package(done), desk.directory / "package", force=True)
+    print(f"`make first MINE=1` trains with it in the book's place ({len(done)} of "
+          f"{len(book.rewrites)} done), and so does `make train MINE=1 ARGS=--plain`.")
+    return 0
+
+
+class Verdict(NamedTuple):
+    right: bool
+    sentence: str
+    printed: str = ""
+
+
+def grade_apart(name: str, answer: str, limit: float) -> Verdict:
+    """Grade in a process of its own, which can be stopped if it does not end.
+
+    What counts is its report: a line with a token that it finds in a pipe, and reads only
+    when it has graded. How it ends and what it prints say nothing.
+    """
+    token = secrets.token_hex(16)
+    report, child_report = os.pipe()
+    child_token, token_end = os.pipe()
+    os.write(token_end, token.encode())
+    os.close(token_end)
     path = os.pathsep.join([str(ROOT), str(ROOT / "build")])
     environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "exercises", "grade-here", name,
+         "--report", f"{child_token},{child_report}"],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, pass_fds=(child_token, child_report),
+        start_new_session=True)
+    os.close(child_token), os.close(child_report)
+    printed: list[bytes] = []
+    reader = threading.Thread(target=keep_the_first, args=(child.stdout, printed),
+                              daemon=True)
+    reader.start()
     try:
-        status = subprocess.run(words, env=environment, timeout=limit).returncode
+        with suppress(BrokenPipeError), child.stdin as pipe:
+            pipe.write(answer.encode())
+        child.wait(limit)
+        ending = f"exit status {child.returncode}" if child.returncode >= 0 else \
+            f"signal {-child.returncode}"
+        wrong = (f"Python ended before the grading did ({ending}). Does it leave Python, or "
+                 "need too much memory, or is there a recursion without an end?")
     except subprocess.TimeoutExpired:
-        raise Wrong(f"{desk.shown(name)}: it did not end within {limit:g} seconds: is "
-                    "there a loop without an end?") from None
-    if status == 0:
-        desk.note(name, "passed", digest(answer))
-        done = {each: desk.answer(each) for each in book.rewrites
-                if desk.state(each) == "done"}
-        tangle.write(book.package(done), desk.directory / "package", force=True)
-        print(f"`make train MINE=1` trains with it in the book's place "
-              f"({len(done)} of {len(book.rewrites)} done).")
-    elif status != 1:
-        raise Wrong(f"{desk.shown(name)}: Python itself broke down (exit status {status}): "
-                    "too much memory, or a recursion without an end?")
-    return status
-
-
-def command_grade_here(book: Book, desk: Desk, name: str) -> int:
+        wrong = f"It did not end within {limit:g} seconds: is there a loop without an end?"
+    finally:
+        with suppress(OSError):
+            os.killpg(child.pid, signal.SIGKILL)  # and whatever it has started
+        child.wait()
+    reader.join(1)
+    os.set_blocking(report, False)
     try:
-        race = grade(book, name, desk.answer(name))
+        said, right, *sentence = os.read(report, 65536).decode().split(" ", 2)
+        if said != token:
+            raise ValueError
+    except (OSError, ValueError):
+        right, sentence = "wrong", [wrong]
+    os.close(report)
+    text = b"".join(printed).decode(errors="replace")
+    return Verdict(right == "right", "".join(sentence), text)
+
+
+def keep_the_first(pipe: IO[bytes], kept: list[bytes], limit: int = 4000) -> None:
+    """Read all that a process prints, and keep the beginning of it."""
+    with pipe:
+        for line in iter(lambda: pipe.read1(65536), b""):
+            if limit > 0:
+                kept.append(line[:limit] + b"\n[...]\n" * (len(line) > limit))
+            limit -= len(line)
+
+
+def command_grade_here(book: Book, name: str, report: str) -> int:
+    """What the process of its own does: the answer comes in, the report goes out."""
+    token, out = map(int, report.split(","))
+    answer, pid = sys.stdin.read(), os.getpid()
+    read, write, leave, own = os.read, os.write, os._exit, os.getpid  # as they are now
+    sys.argv[:] = sys.argv[:1]
+
+    def end(status: int) -> None:
+        raise SystemExit(status)  # so that the line that leaves can be named
+
+    os._exit = end  # type: ignore[assignment]
+    try:
+        result = f"right {grade(book, name, answer)}"
     except Wrong as wrong:
-        raise Wrong(f"{desk.shown(name)}: {wrong}") from None
-    print(fill(f"Right: {desk.shown(name)} does what the book's does. {race}"))
+        result = f"wrong {wrong}"
+    with suppress(Exception):
+        sys.stdout.flush()
+    if own() == pid:  # and no copy of it that the answer has made
+        write(out, read(token, 100) + f" {result[:2000]}".encode())
+    leave(0)
     return 0
 
 
@@ -154,18 +232,29 @@ def grade(book: Book, name: str, answer: str, timed: bool = True) -> str:
 
     from exercises.graders import GRADERS
 
-    mine, theirs = chunks.load(book, name, answer), book.program(name)
-    try:
-        with np.errstate(all="ignore"):
-            race = GRADERS[name](mine.module, theirs.module)
-            times = best_times([race(mine.module), race(theirs.module)]) if timed else []
-    except Wrong:
-        raise
-    except NotImplementedError:
-        raise Wrong("Something is still to be written, in place of a `raise`.") from None
-    except (Exception, SystemExit) as error:
-        raise Wrong(chunks.where(error, mine)) from None
-    return verdict(*times) if times else ""
+    room = book.room(name)
+    with chunks.closed_book(room):
+        mine = chunks.load(book, name, answer)
+        try:
+            with np.errstate(all="ignore"):
+                race = GRADERS[name](mine.module, room.theirs.module)
+                times = best_times([race(mine.module), race(room.theirs.module)]) \
+                    if timed else []
+        except Wrong:
+            raise
+        except NotImplementedError:
+            raise Wrong("Something is still to be written, in place of a `raise`.") \
+                from None
+        except BaseException as error:
+            raise Wrong(chunks.where(error, mine)) from None
+    if mine.ends:
+        raise Wrong(mine.ends)
+    return verdict(*times, loops_in(answer)) if times else ""
+
+
+def loops_in(code: str) -> bool:
+    kinds = ast.For, ast.While, ast.comprehension
+    return any(isinstance(node, kinds) for node in ast.walk(ast.parse(code)))
 
 
 def best_times(calls: list[Callable[[], object]], seconds: float = 0.5) -> list[float]:
@@ -180,7 +269,8 @@ def best_times(calls: list[Callable[[], object]], seconds: float = 0.5) -> list[
     return best
 
 
-def verdict(ours: float, book: float) -> str:
+def verdict(ours: float, book: float, loops: bool = False) -> str:
+    """A sentence on the times of the two, and advice to who is far slower."""
     unit, scale = ("ms", 1e3) if max(ours, book) > 1e-3 else ("µs", 1e6)
     times = f"{ours * scale:.3g} {unit}, the book's {book * scale:.3g} {unit}"
     if ours < 0.9 * book:
@@ -188,7 +278,11 @@ def verdict(ours: float, book: float) -> str:
     if ours < 1.15 * book:
         return f"It is as fast, too: it takes {times}."
     ratio = ours / book
-    return f"It takes {times}: {ratio:.{1 if ratio < 10 else 0}f} times as long."
+    advice = "" if ratio < 8 else (
+        " The time goes into loops in Python: let one call of NumPy do a whole array."
+        if loops else
+        " Is something computed again and again, or copied, or larger than it need be?")
+    return f"It takes {times}: {ratio:.{1 if ratio < 10 else 0}f} times as long.{advice}"
 
 
 def command_hint(desk: Desk, name: str, number: int | None) -> int:
@@ -223,6 +317,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--answers", type=Path, default=ROOT / "answers",
         help="where the answers lie: %(default)s; a teacher names another")
     add("--limit", type=float, default=30, help="seconds for grading: %(default)s")
+    add("--report", help=argparse.SUPPRESS)  # the pipes of grade-here
     return parser.parse_args(argv)
 
 
@@ -238,7 +333,9 @@ def run(args: argparse.Namespace) -> int:
         case "grade":
             return command_grade(book, desk, args.name, args.limit)
         case "grade-here":
-            return command_grade_here(book, desk, args.name)
+            if not args.report:
+                raise Wrong("grade-here is what `grade` runs.")
+            return command_grade_here(book, args.name, args.report)
         case "hint":
             return command_hint(desk, args.name, args.number)
     return command_solution(book, args.name)

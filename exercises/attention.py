@@ -7,7 +7,7 @@ import numpy as np
 
 from exercises.chunks import Module, Wrong
 from exercises.common import (
-    compare_layers, float32, grader, GRADERS, normal, Race, rows_to_one,
+    compare_layers, float32, grader, GRADERS, left_by_forward, normal, Race, rows_to_one,
     time_backward,
 )
 from exercises.diagnose import agree, Array, check, Untouched
@@ -41,25 +41,21 @@ def grade_causal_mask(mine: Module, book: Module) -> Race:
 
 @grader("split-heads")
 def grade_split_heads(mine: Module, book: Module) -> Race:
-    B, T, H, D = 2, 3, 4, 5
-    for parts in (3, 1):
-        x = np.arange(B * T * parts * H * D, dtype=np.float64).reshape(B, T, -1)
+    for B, T, H, D in ((2, 3, 4, 5), (3, 2, 2, 4), (1, 4, 1, 3)):
+        x = np.arange(B * T * H * D, dtype=np.float64).reshape(B, T, -1)
         with Untouched(x=x):
-            got = mine.split_heads(x, H, parts) if parts > 1 else mine.split_heads(x, H)
-        check("The result", got, book.split_heads(x, H, parts), {
+            got = mine.split_heads(x, H)
+        check("The result", got, book.split_heads(x, H), {} if H == 1 else {
             "has the right shape and the wrong numbers: it was reshaped where a transpose "
-            "is meant": x.reshape(parts, B, H, T, D),
-            "has heads and parts interleaved: in a row, all of q stands before all of k":
-                x.reshape(B, T, H, parts, D).transpose(3, 0, 2, 1, 4),
+            "is meant": x.reshape(B, H, T, D),
             "has the heads' elements interleaved: each head is D neighbours":
-                x.reshape(B, T, parts, D, H).transpose(2, 0, 4, 1, 3),
-            "has time and head mixed up": x.reshape(B, T, parts, H, D).transpose(
-                2, 0, 1, 3, 4).reshape(parts, B, H, T, D)})
-        if not np.shares_memory(got, x):
-            raise Wrong("The result is right, but a copy: it must be a view, since the "
-                        "results are written through it.")
+                x.reshape(B, T, D, H).transpose(0, 3, 1, 2),
+            "has the heads in the opposite order":
+                x.reshape(B, T, H, D).transpose(0, 2, 1, 3)[:, ::-1],
+            "is that of the first story for all": np.broadcast_to(
+                x[:1].reshape(1, T, H, D).transpose(0, 2, 1, 3), (B, H, T, D))})
     rows = normal(8, 64, 192, dtype=np.float32)
-    return lambda module: lambda: module.split_heads(rows, 4, 3)
+    return lambda module: lambda: module.split_heads(rows, 4)
 
 
 B, T, H, D = 4, 5, 2, 9  # of the attention that is graded: √D is 3
@@ -89,7 +85,14 @@ def turn(a: Array) -> Array:
     return a.transpose(0, 1, 3, 2)
 
 
-SAVED = "q", "k", "v", "p", "dropped", "o"
+SAVED = "q", "k", "v", "p", "dropped"  # what forward leaves, by its name
+
+
+def saved(layer: Any, *names: str) -> list[Array]:
+    for name in names or SAVED:
+        if not isinstance(getattr(layer, name, None), np.ndarray):
+            raise Wrong(f"self.{name} is not kept: `backward`, and who looks inside, need it.")
+    return [getattr(layer, name) for name in names or SAVED]
 
 
 def grade_forward(mine: Module, book: Module,
@@ -111,18 +114,22 @@ def grade_forward(mine: Module, book: Module,
 
 def check_weights(ours: Any, right: Any, y: Array) -> None:
     """Of weigh-the-positions: the weights p."""
-    q, k, _, p, _, _ = right.saved
-    scores, mask, got = q @ turn(k), right.mask[:T, :T], ours.saved[3]
-    check("p", np.zeros(np.shape(got)), np.zeros((B, H, T, T)))
+    q, k, _, p, _ = saved(right)
+    scores, mask, [got] = q @ turn(k) / 3, right.mask[:T, :T], saved(ours, "p")
+    check("self.p", np.zeros(np.shape(got)), np.zeros((B, H, T, T)))
     unequal = np.isfinite(got).all() and not agree(got.sum(axis=-1), p.sum(axis=-1))
-    check("p", got, p, {
+    check("self.p", got, p, {
         **wrong_sums(scores + mask),
         "lacks the mask: each position sees the future": rows_to_one(scores),
         "is masked after softmax: the future still counts in the sums":
             rows_to_one(scores) * (mask == 0),
-        "is scaled twice: q was multiplied by 1/√D before":
-            rows_to_one(scores / 3 + mask),
-        "is scaled by √D twice": rows_to_one(scores * 3 + mask),
+        "lacks the scale: scores are divided by √D": rows_to_one(scores * 3 + mask),
+        "has scores multiplied by √D, where they are divided": rows_to_one(scores * 9 + mask),
+        "has scores divided by D, and not by its root": rows_to_one(scores / 3 + mask),
+        "has scores divided by √T, not by √D": rows_to_one(scores * 3 / T**0.5 + mask),
+        "has scores divided by √C, not by √D": rows_to_one(scores / H**0.5 + mask),
+        "has the scale on the wrong side: p itself is divided by √D": p / 3,
+        "is the scores: softmax is missing": scores + mask,
         "has the mask transposed: each position sees only the future":
             rows_to_one(scores + mask.T),
         "has queries and keys exchanged": rows_to_one(turn(scores) + mask),
@@ -151,13 +158,11 @@ def wrong_sums(scores: Array) -> dict[str, Array]:
 
 def check_blend(ours: Any, right: Any, y: Array) -> None:
     """Of blend-the-values: what comes out, and that everything is kept."""
-    saved = getattr(ours, "saved", None)
-    if not isinstance(saved, tuple) or len(saved) != len(SAVED):
-        raise Wrong(f"self.saved must be ({', '.join(SAVED)}) for `backward`.")
-    q, k, v, p, _, o = right.saved
-    check("The output", y, o_to_y(right, o), {
+    saved(ours)
+    q, k, v, p, _ = saved(right)
+    check("The output", y, o_to_y(right, p @ v), {
         "has its heads joined with a reshape where a transpose is meant":
-            right.project.forward((p @ v).reshape(B, T, H * D)).copy(),
+            right.project.forward((p @ v).reshape(B, T, H * D)),
         "is the plain mean of the values": o_to_y(
             right, np.broadcast_to(v.mean(axis=2, keepdims=True), v.shape)),
         "has the values unblended": o_to_y(right, v),
@@ -168,17 +173,16 @@ def check_blend(ours: Any, right: Any, y: Array) -> None:
 
 
 def check_saved(when: str, ours: Any, right: Any) -> None:
-    """Is everything kept for `backward`, in the right order?"""
-    known = dict(zip(SAVED, right.saved))
-    mistakes = {f"is {name}": array for name, array in known.items()}
-    mistakes["is blended by p, not by `dropped`"] = known["p"] @ known["v"]
-    for (name, wanted), got in zip(known.items(), ours.saved):
-        check(f"{when}{name} in self.saved", got, wanted, mistakes, FACTORS)
+    """Is everything kept for `backward`, each under its name?"""
+    known = dict(zip(SAVED, saved(right)))
+    mistakes = {f"is self.{name}": array for name, array in known.items()}
+    for (name, wanted), got in zip(known.items(), saved(ours)):
+        check(f"{when}self.{name}", got, wanted, mistakes, FACTORS)
 
 
 def o_to_y(layer: Any, o: Array) -> Array:
     """What the layer's projection makes of the heads' outputs, (B, H, T, D)."""
-    return layer.project.forward(o.transpose(0, 2, 1, 3).reshape(B, T, -1)).copy()
+    return layer.project.forward(o.transpose(0, 2, 1, 3).reshape(B, T, -1))
 
 
 def time_attention(module: Module) -> Any:
@@ -192,16 +196,19 @@ def time_attention(module: Module) -> Any:
 def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
     """The future, the cache, large scores, dropout, and float32."""
     layer = make_attention(mine)
-    before, later = layer.forward(x).copy(), x.copy()
+    before, later = layer.forward(x), x.copy()
+    first, kept = before.copy(), layer.p
     later[:, -1] += 1
     if not agree(layer.forward(later)[:, :-1], before[:, :-1]):
         raise Wrong("The outputs before change with the last position's input: it looks "
                     "into the future.")
+    if not agree(before, first) or np.shares_memory(kept, layer.p):
+        raise Wrong("A second call of `forward` overwrites what the first one made: make "
+                    "new arrays each time.")
     cached = make_attention(mine)
     cache = Everything()
     try:
-        parts = [cached.forward(x[:, :3], cache).copy(),
-                 cached.forward(x[:, 3:], cache).copy()]
+        parts = [cached.forward(x[:, :3], cache), cached.forward(x[:, 3:], cache)]
     except ValueError as error:
         raise Wrong("With a cache there are more keys than queries (S > T), and it fails: "
                     f"{error}.") from None
@@ -266,9 +273,9 @@ def grade_attention_gradients(mine: Module, book: Module) -> Race:
     ours, right = spy_on(make_attention(mine)), spy_on(make_attention(book))
     for layer in (ours, right):
         layer.forward(x)
-    with Untouched(dy=dy):
+    with Untouched(dy=dy, **left_by_forward(ours)):
         got_dx = ours.backward(dy)
-        right.backward(dy)
+    right.backward(dy)
     if not ours.seen:
         raise Wrong("self.qkv.backward is never called, so nothing reaches x.")
     check("What is passed to self.qkv.backward", 0 * ours.seen[0], 0 * right.seen[0])
@@ -285,7 +292,7 @@ def grade_attention_gradients(mine: Module, book: Module) -> Race:
 
 def check_gradients(ours: Any, right: Any, dy: Array) -> None:
     """Without dropout: dv, dq and dk, and what the usual mistakes make of them."""
-    q, k, v, p, _, _ = right.saved
+    q, k, v, p, _ = saved(right)
     do = heads(dy @ right.project.weight.data.T)[0]
     dp = do @ turn(v)
     inner = (dp * p).sum(axis=-1, keepdims=True)
@@ -293,41 +300,47 @@ def check_gradients(ours: Any, right: Any, dy: Array) -> None:
         "has the weights untransposed: a value gets from all who looked at it": p @ do,
         "does not go back through self.project": turn(p) @ heads(dy)[0],
         "is do itself: it must be blended by the weights": do}
+    da = p * (dp - inner) / 3
     wrong_a = {
-        "lacks what softmax takes away: from each row of dp its mean under p": p * dp,
-        "lacks the factor p of softmax": dp - inner,
-        "has a plain sum of dp where the sum of dp · p belongs":
-            p * (dp - dp.sum(axis=-1, keepdims=True)),
-        "has a plain mean of dp where the sum of dp · p belongs":
-            p * (dp - dp.mean(axis=-1, keepdims=True)),
-        "has the product of do and v where that of do and o belongs":
-            p * (dp - (do * v).sum(axis=-1, keepdims=True)),
-        "has what softmax takes away before the factor p: both terms have it":
-            p * dp - inner,
-        "has the factor p of softmax twice": p * p * (dp - inner),
-        "goes past softmax, as if p were the scores": dp,
-        "has only the diagonal of softmax, p (1 - p): a score moves all weights of its row":
-            p * (1 - p) * dp,
-        "has the wrong sign before what softmax takes away": p * (dp + inner),
-        "has the wrong axis in the sum of dp · p: it goes along a row":
-            p * (dp - (dp * p).sum(axis=-2, keepdims=True))}
-    da = p * (dp - inner)
-    more = {"dq": {"has da transposed": turn(da) @ k / 3,
-                   "has the queries where the keys belong": da @ q / 3},
+        "lacks the factor 1/√D of the scores": 3 * da,
+        "has the factor √D, where the scores were divided by it": 9 * da,
+        "has the factor 1/√D twice": da / 3,
+        **{sentence: wrong / 3 for sentence, wrong in {
+            "lacks what softmax takes away: from each row of dp its mean under p": p * dp,
+            "lacks the factor p of softmax": dp - inner,
+            "has a plain sum of dp where the sum of dp · p belongs":
+                p * (dp - dp.sum(axis=-1, keepdims=True)),
+            "has a plain mean of dp where the sum of dp · p belongs":
+                p * (dp - dp.mean(axis=-1, keepdims=True)),
+            "has a mean of dp · p where their sum belongs": p * (dp - inner / T),
+            "has the product of do and v where that of dp and p belongs":
+                p * (dp - (do * v).sum(axis=-1, keepdims=True)),
+            "has what softmax takes away before the factor p: both terms have it":
+                p * dp - inner,
+            "has the factor p of softmax twice": p * p * (dp - inner),
+            "goes past softmax, as if p were the scores": dp,
+            "has only the diagonal of softmax, p (1 - p): a score moves all weights of its "
+            "row": p * (1 - p) * dp,
+            "has the wrong sign before what softmax takes away": p * (dp + inner),
+            "has the wrong axis in the sum of dp · p: it goes along a row":
+                p * (dp - (dp * p).sum(axis=-2, keepdims=True))}.items()}}
+    more = {"dq": {"has da transposed": turn(da) @ k,
+                   "has the queries where the keys belong": da @ q,
+                   "lacks the factor 1/√D of the scores": 3 * da @ k},
             "dk": {"has da untransposed": da @ q,
-                   "has the keys where the queries belong": turn(da) @ k}}
+                   "has the keys where the queries belong": turn(da) @ k,
+                   "lacks the factor 1/√D of the scores": 3 * turn(da) @ q}}
     check_parts("", ours, right, wrong_v, wrong_a, more)
 
 
 def check_parts(when: str, ours: Any, right: Any, wrong_v: dict[str, Array],
                 wrong_a: dict[str, Array], more: dict[str, dict[str, Array]] = {}) -> None:
     """Compare dv, and dq and dk, for which the mistakes are in da, or in `more`."""
-    q, k = right.saved[:2]
+    q, k = saved(right, "q", "k")
     got, wanted = heads(ours.seen[0]), heads(right.seen[0])
     check(f"{when}dv", got[2], wanted[2], wrong_v, FACTORS)
     for i, name in enumerate(("dq", "dk")):
-        cases = {sentence: turn(da) @ q if i else da @ k / 3
-                 for sentence, da in wrong_a.items()}
+        cases = {sentence: turn(da) @ q if i else da @ k for sentence, da in wrong_a.items()}
         check(f"{when}{name}", got[i], wanted[i], {**cases, **more.get(name, {})}, FACTORS)
 
 
@@ -337,18 +350,32 @@ def check_dropped_gradients(mine: Module, book: Module, x: Array, dy: Array) -> 
     for layer in (ours, right):
         layer.forward(x)
         layer.backward(dy)
-    _, _, v, p, dropped, o = right.saved
+    _, _, v, p, dropped = saved(right)
     W = right.project.weight.data.T
     do = heads(right.drop_output.backward(dy) @ W)[0]
     dp = do @ turn(v)
-    back, inner = right.drop_weights.backward(dp), (do * o).sum(axis=-1, keepdims=True)
+    back = right.drop_weights.backward(dp)
+    inner = (back * p).sum(axis=-1, keepdims=True)
     check_parts("With dropout, ", ours, right, {
         "does not go back through self.drop_output": turn(dropped) @ heads(dy @ W)[0],
         "has p where `dropped` belongs, which blended the values": turn(p) @ do}, {
-        "does not go back through self.drop_weights": p * (dp - inner),
-        "has the sum of dp · p from before dp went back through self.drop_weights":
-            p * (back - (dp * p).sum(axis=-1, keepdims=True)),
-        "has `dropped` where the factor p of softmax belongs": dropped * (back - inner)})
+        sentence: wrong / 3 for sentence, wrong in {
+            "does not go back through self.drop_weights":
+                p * (dp - (dp * p).sum(axis=-1, keepdims=True)),
+            "goes back through self.drop_weights in the sum of dp · p alone":
+                p * (dp - inner),
+            "has the sum of dp · p from before dp went back through self.drop_weights":
+                p * (back - (dp * p).sum(axis=-1, keepdims=True)),
+            "has self.dropped where the factor p of softmax belongs":
+                dropped * (back - (back * dropped).sum(axis=-1, keepdims=True)),
+            "has self.dropped where the second factor p of softmax belongs":
+                p * (back - (back * dropped).sum(axis=-1, keepdims=True)),
+            "has self.dropped where the first factor p of softmax belongs":
+                dropped * (back - inner),
+            "goes back through self.drop_weights twice":
+                p * (right.drop_weights.backward(back) - (
+                    right.drop_weights.backward(back) * p).sum(axis=-1, keepdims=True)),
+            }.items()})
 
 
 def spy_on(layer: Any) -> Any:

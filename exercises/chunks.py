@@ -2,14 +2,18 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import math
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import tangle
 
+MEASURES = "numpy", "numpy.linalg", "numpy.random", "numpy._core.numeric"
 HINTS = Path(__file__).with_name("hints.md")
 EXERCISE = re.compile(
     r"^- \*(?P<number>\d+\.\d+)\* \((?P<kind>paper|rewrite|project), "
@@ -19,6 +23,10 @@ EXERCISE = re.compile(
 
 class Wrong(Exception):
     """What is wrong with an answer, in one sentence."""
+
+
+class NotYours(ImportError):
+    """An answer wants the book's own solution, or the graders."""
 
 
 class Exercise(NamedTuple):
@@ -35,6 +43,7 @@ class Program(NamedTuple):
     """A module that has the reader's chunk in it, and where each of its lines is from."""
     module: ModuleType
     lines: list[tangle.Line]
+    ends: str = ""  # what in it ends Python as soon as it is imported
 
 
 class Book:
@@ -47,6 +56,8 @@ class Book:
         self.files = [block for block in blocks if block.kind == "file"]
         self.exercises = list(read_exercises(self.text))
         self.rewrites = {e.name: e for e in self.exercises if e.name}
+        self.homes: dict[str, tangle.Block] = {}
+        self.rooms: dict[str, Room] = {}
 
     def chunk(self, name: str) -> str:
         """The book's own solution, with the chunks that it uses in their places."""
@@ -88,11 +99,16 @@ class Book:
         return tangle.texts({file.name: list(tangle.expand(file, chunks))
                              for file in self.files})
 
+    def file_of(self, name: str) -> tangle.Block:
+        """The file that the chunk is in."""
+        if name not in self.homes:
+            self.homes[name] = next(file for file in self.files if any(
+                line.block.name == name for line in tangle.expand(file, self.chunks)))
+        return self.homes[name]
+
     def program(self, name: str, answer: str | None = None) -> Program:
         """The module of the program with this answer, or the book's, in it."""
-        chunks = self.chunks
-        file = next(file for file in self.files if any(
-            line.block.name == name for line in tangle.expand(file, chunks)))
+        file, chunks = self.file_of(name), self.chunks
         if answer is not None:
             chunks = {**chunks, name: [in_place(name, answer)]}
         lines = list(tangle.expand(file, chunks))
@@ -100,9 +116,85 @@ class Book:
         whose = "book" if answer is None else "answer"
         module = ModuleType(f"{whose}_{Path(file.name).stem}")
         module.__file__ = f"<{whose}>"
+        program = Program(module, lines)
         sys.modules[module.__name__] = module  # where dataclasses look for it
-        exec(compile(source, module.__file__, "exec"), module.__dict__)
-        return Program(module, lines)
+        try:
+            exec(compile(source, module.__file__, "exec"), module.__dict__)
+        except BaseException as error:
+            error.program = program
+            raise
+        finally:
+            del sys.modules[module.__name__]
+        return program
+
+    def room(self, name: str) -> Room:
+        """Where answers of this name run, with the book's own module outside of it."""
+        file = self.file_of(name).name
+        if file not in self.rooms:
+            with modules_hidden("simple_llm"):
+                theirs = self.program(name)
+                self.rooms[file] = Room(theirs, {
+                    each: module for each, module in sys.modules.items()
+                    if each.split(".")[0] == "simple_llm"})
+        return self.rooms[file]
+
+
+class Room(NamedTuple):
+    """The book's module, and those of the package that it imports itself."""
+    theirs: Program
+    imported: dict[str, ModuleType]
+
+
+@contextmanager
+def modules_hidden(*packages: str) -> Iterator[None]:
+    """Within it these packages, and their modules, are as if never imported."""
+    hidden = {name: module for name, module in sys.modules.items()
+              if name.split(".")[0] in packages}
+    for name in hidden:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] in packages]:
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+class Doorkeeper:
+    """First among the finders of modules: refuses those that hold a solution."""
+    names = "simple_llm", "exercises", "tangle", "__main__"
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.split(".")[0] in self.names:
+            raise NotYours(name)
+
+
+@contextmanager
+def closed_book(room: Room) -> Iterator[None]:
+    """Within it an answer finds neither the book's module nor the graders.
+
+    Nor may it change what the graders measure with: that is seen, and put back.
+    """
+    keeper = Doorkeeper()
+    tools = [vars(math), vars(builtins), *(
+        vars(module) for name, module in sys.modules.items()
+        if name.split(".")[0] == "exercises" or name in MEASURES)]
+    before = [dict(tool) for tool in tools]
+    with modules_hidden(*Doorkeeper.names):
+        sys.modules.update(room.imported)
+        sys.meta_path.insert(0, keeper)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            sys.meta_path[:] = [each for each in sys.meta_path if each is not keeper]
+            changed = [(tool, key, old) for tool, olds in zip(tools, before)
+                       for key, old in olds.items() if tool.get(key) is not old
+                       and key != "_"]
+            for tool, key, old in changed:
+                tool[key] = old
+            if changed:
+                raise Wrong(f"It puts something of its own in the place of `{changed[0][1]}`, "
+                            "with which it is graded, too.")
 
 
 def in_place(name: str, answer: str) -> tangle.Block:
@@ -162,33 +254,74 @@ def check_answer(book: Book, name: str, answer: str) -> None:
 def load(book: Book, name: str, answer: str) -> Program:
     """The program with this answer in it; Wrong if it is not Python."""
     check_answer(book, name, answer)
-    try:
-        return book.program(name, answer)
-    except SyntaxError as error:
-        raise Wrong(f"In its place in the program this is not Python: {error.msg}.") \
-            from None
-    except Exception as error:
-        raise Wrong(f"Defining it raises {describe(error)}.") from None
+    ends = ""
+    while True:
+        try:
+            return book.program(name, answer)._replace(ends=ends)
+        except SyntaxError as error:
+            raise Wrong(f"In its place in the program this is not Python: {error.msg}.") \
+                from None
+        except SystemExit as error:
+            ends = ends or (f"{where(error, error.program)[:-1]}: leave that out, for the "
+                            "program would end there, too.")
+            if (shorter := without_exit(answer, error)) == answer:
+                raise Wrong(ends) from None
+            answer = shorter
+        except NotYours as error:
+            raise Wrong(not_yours(error)) from None
+        except BaseException as error:
+            raise Wrong(f"Defining it raises {describe(error)}.") from None
+
+
+def without_exit(answer: str, error: BaseException) -> str:
+    """The answer without the statement that ended Python, to see what the rest is worth."""
+    number = answer_line(error, error.program)[0]
+    lines = answer.split("\n")
+    for node in ast.parse(answer).body:
+        if node.lineno <= number <= (node.end_lineno or 0):
+            lines[node.lineno - 1:node.end_lineno] = [
+                "pass", *[""] * (node.end_lineno - node.lineno)]
+    return "\n".join(lines)
 
 
 def describe(error: BaseException) -> str:
-    words = " ".join(str(error).split())
+    words = " ".join(str("" if error.args == (None,) else error).split())
     return type(error).__name__ + (f": {words.rstrip('.')}" if words else "")
+
+
+def answer_line(error: BaseException, program: Program) -> tuple[int, str]:
+    """The last of the reader's lines that an exception came through; 0 if there is none."""
+    found = 0, ""
+    trace: TracebackType | None = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == program.module.__file__:
+            line = program.lines[trace.tb_lineno - 1]
+            if line.block.line == 0:
+                found = line.number, line.text.split("  #")[0].strip()
+        trace = trace.tb_next
+    return found
+
+
+def not_yours(error: ImportError) -> str:
+    return (f"It imports {error}: what stands there is the book's, not yours. Write it "
+            "without.")
 
 
 def where(error: BaseException, program: Program) -> str:
     """A sentence on an exception, with the reader's line or the book's."""
+    if isinstance(error, NotYours):
+        return not_yours(error)
     place = "It raises"
+    number, code = answer_line(error, program)
+    if number:
+        return f"Line {number}, `{code}`, raises {describe(error)}."
     trace: TracebackType | None = error.__traceback__
     while trace:
         if trace.tb_frame.f_code.co_filename == program.module.__file__:
             line = program.lines[trace.tb_lineno - 1]
             code = line.text.split("  #")[0].strip()
-            if line.block.line == 0:
-                place = f"Line {line.number}, `{code}`, raises"
-            elif place == "It raises":
-                place = (f"What it leaves makes {tangle.DOCUMENT.name}:{line.number}, "
-                         f"`{code}`, raise")
+            place = f"What it leaves makes {tangle.DOCUMENT.name}:{line.number}, `{code}`, raise"
+            break
         trace = trace.tb_next
     return f"{place} {describe(error)}."
 

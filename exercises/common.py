@@ -7,13 +7,12 @@ mistakes lead to, and so can name them.
 """
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 
-from exercises.chunks import Module
-from exercises.diagnose import Array, check, check_gradient, Mistakes, Untouched
-from simple_llm.gradcheck import find_parameters
+from exercises.chunks import Module, Wrong
+from exercises.diagnose import agree, Array, check, check_gradient, Mistakes, Untouched
 
 Race = Callable[[Module], Callable[[], object]]
 Grader = Callable[[Module, Module], Race]
@@ -32,6 +31,15 @@ def normal(*shape: int, seed: int = 0, dtype: Any = np.float64) -> Array:
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
+def find_parameters(layer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every parameter of a layer, and of the layers within, with its path."""
+    for name, value in vars(layer).items():
+        if hasattr(value, "grad"):
+            yield path + name, value
+        elif hasattr(value, "backward"):
+            yield from find_parameters(value, f"{path}{name}.")
+
+
 def compare_layers(make: Callable[[Module], Any], mine: Module, book: Module,
                    runs: list[tuple[Array, Array]], mistakes: dict[str, Mistakes] = {},
                    factors: dict[str, float] = {}) -> None:
@@ -47,13 +55,45 @@ def compare_layers(make: Callable[[Module], Any], mine: Module, book: Module,
         with Untouched(x=x):
             y, right_y = (layer.forward(x) for layer in layers)
         check("The output", y, right_y, mistakes.get("y", {}), factors)
-        with Untouched(x=x, dy=dy):
+        with Untouched(x=x, dy=dy, **left_by_forward(layers[0])):
             dx, right_dx = (layer.backward(dy) for layer in layers)
         for name, p in parameters[0].items():
             check_gradient(f"{name}.grad", p, before[name], parameters[1][name].grad - 1,
                            mistakes.get(name, {}), factors)
         if right_dx is not None:
             check("dx", dx, right_dx, mistakes.get("dx", {}), factors)
+            check_owned("dx", dx, dy=dy, x=x)
+        check_again(layers[0], dy, dx, parameters)
+
+
+def left_by_forward(layer: Any) -> dict[str, Array]:
+    """The arrays that `forward` has kept for `backward`."""
+    return {f"self.{name}": value for name, value in vars(layer).items()
+            if isinstance(value, np.ndarray)}
+
+
+def check_owned(what: str, got: Array, **others: Array) -> None:
+    """What is returned is the caller's to keep, and to change."""
+    for name, array in others.items():
+        if np.shares_memory(got, array):
+            raise Wrong(f"{what} is {name}, or a view of it: return an array of its own, "
+                        "for it is the caller's to keep and to change.")
+
+
+def check_again(layer: Any, dy: Array, dx: Any, parameters: list[dict[str, Any]]) -> None:
+    """A second backward, of -2 dy, goes as the first, and leaves its result alone."""
+    first = None if dx is None else dx.copy()
+    again = layer.backward(-2 * dy)
+    if dx is not None and not agree(dx, first):
+        raise Wrong("A second call of `backward` overwrites what the first one returned: "
+                    "that was the caller's to keep.")
+    if dx is not None and not agree(again, -2 * first):
+        raise Wrong("A second call of `backward` returns something else: nothing may be left "
+                    "over from the first.")
+    for name, p in parameters[0].items():
+        if not agree(p.grad, 2 - parameters[1][name].grad):
+            raise Wrong(f"A second call of `backward` adds something else to {name}.grad: "
+                        "nothing may be left over from the first.")
 
 
 def float32(*arrays: Array) -> tuple[Array, ...]:

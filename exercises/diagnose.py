@@ -97,7 +97,7 @@ def check_gradient(what: str, parameter: Any, before: Array, right: Array,
                     "have several.")
     if got is not before:
         raise Wrong(f"{what} is bound to a new array: add into the one that is there, "
-                    "with +=, for it is a part of the model's.")
+                    "with +=, for others may hold it, too.")
     if agree(got, np.ones_like(got)) and not agree(right, 0 * right):
         raise Wrong(f"{what} gets nothing added to it.")
     check(what, got - 1, right, mistakes, factors)
@@ -117,7 +117,9 @@ class Untouched:
         for name, array in self.arrays.items():
             if kind is None and not np.array_equal(array, self.before[name],
                                                    equal_nan=array.dtype.kind == "f"):
-                raise Wrong(f"It changes its input {name}, which is not its own.")
+                raise Wrong(f"It changes {name}, which `forward` left and which may be "
+                            "wanted again." if name.startswith("self.") else
+                            f"It changes its input {name}, which is not its own.")
 
 
 def check_cases(function: Callable[..., Any], right: Callable[..., Any],

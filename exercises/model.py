@@ -8,7 +8,7 @@ import numpy as np
 
 from exercises.attention import time_attention
 from exercises.chunks import Module, Wrong
-from exercises.common import compare_layers, grader, normal, Race
+from exercises.common import check_owned, compare_layers, grader, normal, Race
 from exercises.diagnose import (
     agree, Array, check, check_cases, check_gradient, Untouched,
 )
@@ -30,7 +30,7 @@ class Half:
         return dy @ self.W.T
 
 
-@grader("block")
+@grader("run-a-block")
 def grade_block(mine: Module, book: Module) -> Race:
     x, dy = normal(2, 3, 4), normal(2, 3, 4, seed=9)
     one, att, two, feed = parts = [Half(4, seed) for seed in range(4)]
@@ -80,17 +80,19 @@ def grade_block(mine: Module, book: Module) -> Race:
         "goes through norm_1 before attention: going back, it comes after":
             dm + b[1](b[0](dm)),
         "stops after the feed-forward": dm})
+    check_owned("The output", y, x=x)
+    check_owned("dx", dx, dy=dy)
 
     def make(module: Module, dtype: Any = np.float32) -> Any:
         none = module.Dropout(0.0, np.random.default_rng(0))
         feed = module.FeedForward(
-            *(module.Linear(0.1 * normal(*s, dtype=dtype)) for s in ((64, 256), (256, 64))),
-            none)
+            module.Linear(0.1 * normal(64, 256, dtype=dtype)), module.GELU(),
+            module.Linear(0.1 * normal(256, 64, dtype=dtype)), none)
         return module.Block(module.LayerNorm(64, dtype), time_attention(module),
                             module.LayerNorm(64, dtype), feed)
 
     big, dbig = (normal(8, 64, 64, dtype=np.float32, seed=seed) for seed in (0, 1))
-    compare_layers(make, mine, book, [(big, dbig), (big[:2, :9], dbig[:2, :9])])
+    compare_layers(make, mine, book, [(big[:2, :9], dbig[:2, :9]), (big[:1], dbig[:1])])
 
     def race(module: Module) -> Callable[[], object]:
         block = make(module)
@@ -107,7 +109,8 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
                                n_heads=2, dropout=dropout)
         model = module.SimpleLLM(config, dtype=dtype)
         model.loss(ids, targets)
-        model.grad[...] = 1
+        for p in model.parameters():
+            p.grad[...] = 1
         return model
 
     ours, right, output, forward, alone = (
@@ -119,14 +122,16 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
         block.backward = lambda dx, backward=block.backward: (backward(dx), dx)[1]
     for model in (ours, right, output, forward, alone):
         model.backward()
+    forward.blocks = forward.blocks[::-1]  # so that its parameters come in the same order
     head = output.tokens.weight.grad - 1
     table = right.tokens.weight.grad - 1
-    if agree(ours.grad, right.grad - 1):
+    got = flat_gradient(ours)
+    if agree(got, flat_gradient(right) - 1):
         raise Wrong("Every gradient is overwritten: gradients are added.")
-    if agree(ours.grad, forward.grad):
+    if agree(got, flat_gradient(forward)):
         raise Wrong("The gradient goes through the blocks in the order of `run`: the last "
                     "block comes first.")
-    if agree(ours.grad, alone.grad):
+    if agree(got, flat_gradient(alone)):
         raise Wrong("What a block returns is not passed on: each block gets the gradient "
                     "that came from the one above it.")
     first = np.zeros((2, 5, 8))
@@ -161,11 +166,16 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
         model.train()
         model.loss(ids, targets)
         model.backward()
-    if not agree(dropped[0].grad, dropped[1].grad):
+    if not agree(*map(flat_gradient, dropped)):
         raise Wrong("With dropout it differs: the gradient goes back through self.drop, too.")
+    for model in dropped:                  # once more, as in the next step of training
+        model.loss(ids, targets)
+        model.backward()
+    if not agree(*map(flat_gradient, dropped)):
+        raise Wrong("In a second step it differs: nothing may be left over from the first.")
     small, right_small = make(mine, np.float32), make(book, np.float32)
     small.backward(), right_small.backward()
-    check("The gradient for float32", small.grad, right_small.grad)
+    check("The gradient for float32", flat_gradient(small), flat_gradient(right_small))
 
     def race(module: Module) -> Callable[[], object]:
         model = module.SimpleLLM(module.Config(27, 64))
@@ -178,31 +188,55 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
     return race
 
 
+def flat_gradient(model: Any) -> Array:
+    """All gradients of a model, one behind the other."""
+    return np.concatenate([p.grad.ravel() for p in model.parameters()])
+
+
 # Chapter 9
 
-def stand_in(size: int = 10, dtype: Any = np.float64) -> Any:
-    """What an optimizer needs of a model."""
-    return SimpleNamespace(data=normal(size, dtype=dtype),
-                           grad=normal(size, seed=1, dtype=dtype), matrices=slice(size // 2))
+SHAPES = (2, 3), (3,), (1, 2), (1,)       # of the parameters that are graded with
+MATRICES = np.repeat([True, False, True, False], [6, 3, 2, 1])
 
 
-def steps(optimizer: Any, model: Any, rates: tuple[float, ...]) -> Array:
-    """The parameters after some steps, with a new gradient before each."""
-    data, grad = model.data, model.grad
+def numbers(seed: int = 0) -> Array:
+    return normal(12, seed=seed)
+
+
+def make_parameters(dtype: Any = np.float64, scale: float = 1.0) -> list[Any]:
+    """What an optimizer is given; data and grad are slices of `numbers`."""
+    cuts = np.cumsum([np.prod(shape) for shape in SHAPES])[:-1]
+    return [SimpleNamespace(data=data.reshape(shape).astype(dtype), decays=len(shape) == 2,
+                            grad=(scale * grad.reshape(shape)).astype(dtype))
+            for shape, data, grad in zip(SHAPES, np.split(numbers(), cuts),
+                                         np.split(numbers(1), cuts))]
+
+
+def together(parameters: list[Any], what: str = "data") -> Array:
+    return np.concatenate([getattr(p, what).ravel() for p in parameters])
+
+
+def steps(optimizer: Any, parameters: list[Any], rates: tuple[float, ...]) -> Array:
+    """The movement of the parameters in some steps, with a new gradient before each."""
+    arrays = [(p.data, p.grad) for p in parameters]
     for number, rate in enumerate(rates):
-        grad[...] = normal(grad.size, seed=number + 1)
-        with Untouched(**{"model.grad": grad}):
+        for p, grad in zip(parameters, np.split(numbers(number + 1), np.cumsum(
+                [p.data.size for p in parameters])[:-1])):
+            p.grad[...] = grad.reshape(p.grad.shape)
+        with Untouched(**{f"p.grad, of parameter {i}": p.grad
+                          for i, p in enumerate(parameters)}):
             optimizer.step(rate)
-        if model.data is not data:
-            raise Wrong("model.data is bound to a new array: change the one that is there, "
-                        "with -=, for every parameter is a view into it.")
-    return model.data - normal(grad.size, dtype=data.dtype)
+        for p, (data, grad) in zip(parameters, arrays):
+            if p.data is not data or p.grad is not grad:
+                raise Wrong("p.data is bound to a new array: change the one that is there, "
+                            "with -=, for others may hold it, too.")
+    return together(parameters) - numbers().astype(parameters[0].data.dtype)
 
 
 @grader("sgd")
 def grade_sgd(mine: Module, book: Module) -> Race:
     rates = (0.1, 0.3, 0.2)
-    g = [normal(10, seed=number + 1) for number in range(3)]
+    g = [numbers(number + 1) for number in range(3)]
 
     def by_hand(keep: float, take: float, late: bool = True) -> Array:
         v, moved = 0 * g[0], 0 * g[0]
@@ -216,7 +250,7 @@ def grade_sgd(mine: Module, book: Module) -> Race:
         v = 0.5 * v + each
         nesterov = nesterov - rate * (each + 0.5 * v)
     for momentum in (0.0, 0.5):
-        ours, right = (steps(module.SGD(model := stand_in(), momentum), model, rates)
+        ours, right = (steps(module.SGD(ps := make_parameters(), momentum), ps, rates)
                        for module in (mine, book))
         check("The movement of the parameters", ours, right, {
             "goes uphill: a step is against the gradient": -right,
@@ -228,21 +262,22 @@ def grade_sgd(mine: Module, book: Module) -> Race:
                 "has the learning rate within v: it belongs to the step":
                     by_hand(0.5, 1, late=False),
                 "is Nesterov's variant, not the plain one": nesterov})})
-    small = [steps(module.SGD(model := stand_in(dtype=np.float32), 0.5), model, rates)
-             for module in (mine, book)]
-    check("The movement for float32", *small)
+    check("The movement for float32", *(
+        steps(module.SGD(ps := make_parameters(np.float32), 0.5), ps, rates)
+        for module in (mine, book)))
     return time_step("SGD")
 
 
 def time_step(name: str) -> Race:
     def race(module: Module) -> Callable[[], object]:
-        optimizer = getattr(module, name)(stand_in(106_496, np.float32))
+        p = SimpleNamespace(data=normal(400, 266, dtype=np.float32), decays=True,
+                            grad=normal(400, 266, seed=1, dtype=np.float32))
+        optimizer = getattr(module, name)([p])
         return lambda: optimizer.step(1e-6)
     return race
 
 
 RATES, B1, B2, EPS, DECAY = (0.1, 0.3, 0.2), 0.8, 0.95, 1e-3, 0.2  # for AdamW
-MATRICES = np.arange(10) < 5
 
 
 def adamw_by_hand(
@@ -252,13 +287,13 @@ def adamw_by_hand(
         decay: Callable[..., Any] = lambda x, rate: rate * DECAY * MATRICES * x,
         penalty: float = 0, late: bool = False, first: int = 1) -> Array:
     """The movement of the parameters in three steps, by these formulas."""
-    m, v, x = np.zeros(10), np.zeros(10), normal(10)
+    m, v, x = np.zeros(12), np.zeros(12), numbers()
     for t, rate in enumerate(RATES):
-        g = normal(10, seed=t + 1) + penalty * MATRICES * x
+        g = numbers(t + 1) + penalty * MATRICES * x
         m, v = mean(m, g), square(v, g)
         moved = rate * step(m, v, 1 - B1 ** (t + first), 1 - B2 ** (t + first))
         x = x - moved - decay(x - moved if late else x, rate)
-    return x - normal(10)
+    return x - numbers()
 
 
 def adamw_mistakes() -> dict[str, Array]:
@@ -294,9 +329,9 @@ def adamw_mistakes() -> dict[str, Array]:
             lambda m, v, c1, c2: v / c2 / (root(m / c1) + EPS)}
     wrong_decay: dict[str, Callable[..., Any]] = {
         "lacks the weight decay": lambda x, rate: 0,
-        "lets all parameters decay: biases and gains must not, only the matrices, before "
-        "model.matrices.stop": lambda x, rate: rate * DECAY * x,
-        "lets biases and gains decay, and not the matrices, before model.matrices.stop":
+        "lets all parameters decay: biases and gains must not, only those with "
+        "p.decays": lambda x, rate: rate * DECAY * x,
+        "lets biases and gains decay, and not the matrices, those with p.decays":
             lambda x, rate: rate * DECAY * ~MATRICES * x,
         "has a decay by weight_decay alone: the learning rate is a factor of it, too":
             lambda x, rate: DECAY * MATRICES * x,
@@ -312,7 +347,7 @@ def adamw_mistakes() -> dict[str, Array]:
         "themselves shrink": adamw_by_hand(penalty=DECAY, decay=lambda x, rate: 0),
         "has the decay after the step: it is a part of the weights before the step":
             adamw_by_hand(late=True),
-        "takes the first step for the second: self.steps is 1 in the first":
+        "takes the first step for the second: self.step_count is 1 in the first":
             adamw_by_hand(first=2),
         "has v of the gradient's absolute value: it is of its square":
             adamw_by_hand(square=lambda v, g: B2 * v + (1 - B2) * np.abs(g)),
@@ -325,35 +360,31 @@ def adamw_mistakes() -> dict[str, Array]:
             adamw_by_hand(square=lambda v, g: B2 * v + g**2)}
 
 
-def run_adamw(module: Module, dtype: Any = np.float64, piece: int = 10) -> list[Array]:
+def run_adamw(module: Module, dtype: Any = np.float64) -> list[Array]:
     """The movement of the parameters, m, and v."""
-    module.AdamW.piece, old = piece, module.AdamW.piece
-    model = stand_in(dtype=dtype)
-    optimizer = module.AdamW(model, (B1, B2), EPS, DECAY)
-    module.AdamW.piece = old
-    optimizer.piece = piece
-    moved = steps(optimizer, model, RATES)
-    if optimizer.steps != len(RATES):
-        raise Wrong(f"self.steps is {optimizer.steps} after {len(RATES)} steps: `step` "
-                    "counts them, once for all pieces.")
-    return [moved, optimizer.m, optimizer.v]
+    parameters = make_parameters(dtype)
+    optimizer = module.AdamW(parameters, (B1, B2), EPS, DECAY)
+    moved = steps(optimizer, parameters, RATES)
+    if optimizer.step_count != len(RATES):
+        raise Wrong(f"self.step_count is {optimizer.step_count} after {len(RATES)} steps: "
+                    "`step` counts them, once for all parameters.")
+    for name in ("m", "v"):
+        if [np.shape(each) for each in getattr(optimizer, name)] != [*SHAPES]:
+            raise Wrong(f"self.{name} has no longer an array for each parameter, of its "
+                        "shape.")
+    return [moved, *(np.concatenate([each.ravel() for each in getattr(optimizer, name)])
+                     for name in ("m", "v"))]
 
 
-@grader("adamw-step-piece")
+@grader("adamw-step")
 def grade_adamw(mine: Module, book: Module) -> Race:
-    if not isinstance(getattr(mine.AdamW, "piece", None), int):
-        raise Wrong("The class needs `piece`, the number of elements in a piece.")
-    for piece in (10, 5, 3):
-        (got, m, v), (right, right_m, right_v) = (
-            run_adamw(module, piece=piece) for module in (mine, book))
-        if piece < 10 and not agree(got, right):
-            raise Wrong("In one piece it is right, but in several it is not: only the "
-                        "elements of `piece` may be changed, of m and v as well, and of "
-                        "these only those before model.matrices.stop decay.")
-        check("The movement of the parameters", got, right, adamw_mistakes())
-        if agree(m, right_v) and agree(v, right_m):
-            raise Wrong("self.m holds the mean of the squares, and self.v that of the "
-                        "gradient: they are exchanged.")
+    (got, m, v), (right, right_m, right_v) = map(run_adamw, (mine, book))
+    check("The movement of the parameters", got, right, adamw_mistakes())
+    if agree(m, right_v) and agree(v, right_m):
+        raise Wrong("self.m holds the mean of the squares, and self.v that of the "
+                    "gradient: they are exchanged.")
+    for name, mean, wanted in (("m", m, right_m), ("v", v, right_v)):
+        check(f"The movement is right, but self.{name}", mean, wanted)
     check("The movement for float32", *(run_adamw(module, np.float32)[0]
                                         for module in (mine, book)))
     return time_step("AdamW")
@@ -361,22 +392,25 @@ def grade_adamw(mine: Module, book: Module) -> Race:
 
 @grader("clip-gradients")
 def grade_clip(mine: Module, book: Module) -> Race:
-    for start, limit, case in ((3 * normal(10), 2.0, "a gradient longer than the limit"),
-                               (3 * normal(10), 99.0, "a gradient shorter than the limit"),
-                               (0 * normal(10), 1.0, "a gradient of zero"),
-                               (normal(10, dtype=np.float32), 1.0, "float32")):
-        models = [SimpleNamespace(grad=start.copy(), data=start.copy()) for _ in range(2)]
-        grad = models[0].grad
-        with Untouched(**{"model.data": models[0].data}), np.errstate(all="ignore"):
-            norm = mine.clip_gradients(models[0], limit)
-            right = book.clip_gradients(models[1], limit)
-        if models[0].grad is not grad:
-            raise Wrong("model.grad is bound to a new array: change the one that is there, "
-                        "with *=, for every parameter's gradient is a view into it.")
-        length = right or 1.0
-        check(f"For {case}, the gradient", grad, models[1].grad, {
+    for scale, limit, dtype, case in (
+            (3, 2.0, np.float64, "a gradient longer than the limit"),
+            (3, 99.0, np.float64, "a gradient shorter than the limit"),
+            (0, 1.0, np.float64, "a gradient of zero"), (1, 1.0, np.float32, "float32")):
+        ours, theirs = (make_parameters(dtype, scale) for _ in range(2))
+        start, arrays = together(ours, "grad"), [p.grad for p in ours]
+        with Untouched(**{f"p.data, of parameter {i}": p.data for i, p in enumerate(ours)}), \
+                np.errstate(all="ignore"):
+            norm, right = mine.clip_gradients(ours, limit), book.clip_gradients(theirs, limit)
+        if any(p.grad is not array for p, array in zip(ours, arrays)):
+            raise Wrong("p.grad is bound to a new array: change the one that is there, with "
+                        "*=, for others may hold it, too.")
+        length, parts = right or 1.0, np.split(start, np.cumsum([a.size for a in arrays])[:-1])
+        check(f"For {case}, the gradient", together(ours, "grad"), together(theirs, "grad"), {
             "is cut element by element: its direction must not change":
                 np.clip(start, -limit, limit),
+            "has each parameter's part shortened for itself: there is one length, of all of "
+            "them together": np.concatenate([part * min(
+                1, limit / max(1e-30, np.linalg.norm(part))) for part in parts]),
             "is brought to length 1, whatever the limit": start / length,
             "is brought to the limit though it is shorter: it is to stay as it is":
                 start * limit / length,
@@ -393,8 +427,10 @@ def grade_clip(mine: Module, book: Module) -> Race:
             "is the sum of squares: the root is missing": right**2,
             "is the largest element": np.abs(start).max(),
             "is the sum of the absolute values": np.abs(start).sum(),
-            "is divided by the number of elements": right / 10**0.5})
-    big = SimpleNamespace(grad=normal(106_496, dtype=np.float32))
+            "is the sum of the parameters' lengths": sum(map(np.linalg.norm, parts)),
+            "is that of the last parameter alone": np.linalg.norm(parts[-1]),
+            "is divided by the root of the number of elements": right / 12**0.5})
+    big = [SimpleNamespace(grad=normal(266, 400, dtype=np.float32))]
     return lambda module: lambda: module.clip_gradients(big, 1e9)
 
 
@@ -412,5 +448,11 @@ def grade_learning_rate(mine: Module, book: Module) -> Race:
         "behind the end it stays there, and does not rise again": (130, 100, 1.0, 10),
         "it is in proportion to the peak": (30, 100, 0.004, 10),
         "there may be no warm-up at all": (0, 100, 1.0, 0),
-        "the warm-up may be as long as the training": (10, 10, 1.0, 10)})
+        "the warm-up may be as long as the training": (10, 10, 1.0, 10),
+        "`low`, if it is given, is where it ends": (100, 100, 1.0, 10, 0.3),
+        "`low` may be 0: only None stands for a twentieth of the peak":
+            (100, 100, 1.0, 10, 0.0),
+        "the cosine goes from the peak down to `low`": (55, 100, 1.0, 10, 0.3),
+        "`low` is for the end, not for the warm-up": (4, 100, 1.0, 10, 0.7),
+        "behind the end it stays at `low`": (130, 100, 1.0, 10, 0.3)})
     return lambda module: lambda: module.learning_rate(300, 1000, 0.004, 100)

@@ -7,9 +7,11 @@ from collections import Counter
 
 import pytest
 
-from simple_llm.checkpoint import UserError
-from simple_llm.corpus import TextCorpus
-from simple_llm.tokenizer import ALPHABET, Tokenizer, chunk_pattern, learn_merges
+from simple_llm.errors import UserError
+from simple_llm.text import TextCorpus, make_tokenizer
+from simple_llm.tokenizer import (
+    ALPHABET, Tokenizer, cut_into_chunks, learn_merges, learn_merges_slowly,
+)
 
 TEXT = (
     "The cat sat on the mat, and the other cat's mat was where that cat had sat.\n\n"
@@ -20,25 +22,6 @@ ODD = "\x00\x1b <eos><bos> \ud800"[:-1] + "a\u0301 \u200b\ufeff\U0010ffff 𐍈 \
 
 def learned(size=400):
     return Tokenizer.from_text(TEXT, "bpe", vocab_size=size)
-
-
-def recount(text, most):
-    """The recipe, to the letter: count every pair of the whole text at each merge."""
-    first = {byte: id for id, byte in enumerate(ALPHABET)}
-    chunks = [[first[byte] for byte in chunk.encode()]
-              for chunk in chunk_pattern().findall(text)]
-    for new in range(256, 256 + most):
-        counts = Counter(pair for ids in chunks for pair in zip(ids, ids[1:]))
-        if not counts or max(counts.values()) < 2:
-            return
-        pair = min(counts, key=lambda pair: (-counts[pair], pair))
-        yield pair
-        for ids in chunks:
-            at = 0
-            while at < len(ids) - 1:
-                if (ids[at], ids[at + 1]) == pair:
-                    ids[at : at + 2] = [new]
-                at += 1
 
 
 def merge_slowly(tokenizer, chunk):
@@ -66,8 +49,8 @@ def full_of_ties(seed):
     "abcabcabcabc bca cab bcabca", "  \n\n   \n" * 9, "x" * 1000, "ab ab", "abc",
     *map(full_of_ties, range(20))], ids=range(30))
 def test_counting_only_what_changed_learns_what_counting_everything_learns(text):
-    chunks = Counter(chunk_pattern().findall(text))
-    merges = list(recount(text, 60))
+    chunks = Counter(cut_into_chunks(text))
+    merges = list(learn_merges_slowly(chunks, 60))
     assert list(learn_merges(chunks, 60)) == merges
     assert list(learn_merges(dict(reversed(chunks.items())), 60)) == merges    # in any order
 
@@ -95,7 +78,7 @@ def test_a_vocabulary_that_cannot_be_is_refused(text, size, says):
 
 def test_every_character_is_cut_exactly_once():
     text = "".join(f"{chr(c)}\n" for c in range(sys.maxunicode + 1))
-    assert "".join(chunk_pattern().findall(text)) == text
+    assert "".join(cut_into_chunks(text)) == text
 
 
 @pytest.mark.parametrize(("text", "chunks"), [
@@ -106,7 +89,7 @@ def test_every_character_is_cut_exactly_once():
     (" \x1f\x1f.", [" \x1f\x1f."]), ("a\u00a0b", ["a", "\u00a0", "b"]),
 ])
 def test_chunks_are_those_of_gpt2(text, chunks):
-    assert chunk_pattern().findall(text) == chunks
+    assert [*cut_into_chunks(text)] == chunks
 
 
 def test_no_token_crosses_a_cut():
@@ -139,7 +122,7 @@ def test_encoding_repeats_the_merges_in_their_order():
 def test_the_earliest_merge_goes_first_and_not_the_longest_or_the_leftmost():
     tokenizer = Tokenizer.from_text("bc bc bc bc ab ab ab abcd abcd", "bpe")
     assert tokenizer.merges[0] == ("b", "c")
-    assert [tokenizer.tokens[id] for id in tokenizer.encode("abc")] == ["a", "bc"]
+    assert [tokenizer.tokens[token] for token in tokenizer.encode("abc")] == ["a", "bc"]
 
 
 def test_encoding_a_text_twice_gives_the_same():
@@ -166,11 +149,11 @@ def test_text_never_gives_a_special_token_and_special_tokens_give_no_text():
     assert tokenizer.decode([1, first, 2, second, 0, 3]) == "é"
 
 
-@pytest.mark.parametrize("id", [-1, 300])
-def test_an_id_outside_the_vocabulary_is_refused(id):
+@pytest.mark.parametrize("wrong", [-1, 300])
+def test_an_id_outside_the_vocabulary_is_refused(wrong):
     for use in (learned(300).decode, learned(300).decode_bytes):
         with pytest.raises(UserError, match=r"outside 0\.\.299"):
-            use([4, id])
+            use([4, wrong])
 
 
 @pytest.mark.parametrize("kind", ["word", "char", "bpe"])
@@ -187,7 +170,7 @@ def test_streaming_never_shows_a_part_of_a_character_and_a_sign_for_one_cut_off(
     ids = tokenizer.encode("né 日本 🙂")
     assert list(tokenizer.stream(ids)) == list("né 日本 🙂")
     assert tokenizer.decode(ids[:-1]) == "né 日本 \ufffd" == "".join(tokenizer.stream(ids[:-1]))
-    assert [tokenizer.show(id) for id in tokenizer.encode("é ")] == ["\\xc3", "\\xa9", " "]
+    assert [tokenizer.show(token) for token in tokenizer.encode("é ")] == ["\\xc3", "\\xa9", " "]
     assert tokenizer.show(2) == "<eos>"
 
 
@@ -196,8 +179,8 @@ def test_streaming_waits_for_no_more_than_it_must():
     seen = []
 
     def ids():
-        for id in tokenizer.encode("aé"):
-            yield id
+        for token in tokenizer.encode("aé"):
+            yield token
             seen.append("".join(shown))
 
     shown = []

@@ -1,6 +1,6 @@
 """Full disks, directories that vanish, signals, closed pipes: one sentence, nothing lost."""
-import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -8,18 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import torture
-from simple_llm import checkpoint
-from simple_llm.checkpoint import UserError
-from simple_llm.corpus import read_text
-from simple_llm.layers import CrossEntropy, softmax
-from simple_llm.model import Config, SimpleLLM
-from simple_llm.resume import CHECKPOINT, read_checkpoint
+from simple_llm.cli.train import check_memory
+from simple_llm.engine.resume import CHECKPOINT, read_checkpoint
+from simple_llm.errors import UserError
+from simple_llm.model import Config
 from simple_llm.tokenizer import Tokenizer
-from test_resume import assert_refused, run
+from test_cli import assert_one_sentence, run
 from torture import ENV, finish, make_home, reference, result, start
 
 LONG = (*torture.TEXTS, "--workers", "2", "--epochs", "300")
@@ -49,21 +46,13 @@ def sentences(said):
     return [line for line in said.splitlines() if line and "epoch " not in line]
 
 
+def run_code(code, *arguments, cwd, **env):
+    """A program that does something to the package, and calls main()."""
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd,
+                          env={**ENV, **env}, capture_output=True, text=True, timeout=60)
+
+
 # Signals
-
-
-def test_ctrl_c_twice_ends_at_once_and_the_checkpoint_is_whole(tmp_path):
-    process = training(make_home(tmp_path / "home"))
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
-    assert process.returncode in (130, -signal.SIGINT)     # the third may come very late
-    # Python itself reports an exception that hits while it clears away an object.
-    assert "Traceback" not in said or "Exception ignored in" in said, said
-    assert read_checkpoint(tmp_path / "home" / "model" / CHECKPOINT)
-    torture.check_directory(tmp_path / "home")
 
 
 def test_sigterm_saves_and_the_run_can_be_resumed(tmp_path, quick):
@@ -97,8 +86,8 @@ def test_no_helper_is_left_when_a_training_is_stopped(tmp_path):
 
 SLOW = """
 import sys, time
-from simple_llm import __main__ as program
-from simple_llm.parallel import DataParallel
+from simple_llm.cli import main as program
+from simple_llm.engine.parallel import DataParallel
 if sys.argv.pop() == "slow steps":
     DataParallel.loss_and_gradient = lambda *_: print("-", flush=True) or time.sleep(60)
 def slowly(*args, **options):
@@ -131,16 +120,19 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step_and_a_third_changes_nothing(
 HELPER = """
 import os, signal
 import numpy as np
-from simple_llm.model import Config, SimpleLLM
-from simple_llm.parallel import DataParallel
+from simple_llm.batches import Batch
+from simple_llm.engine.fast import AdamW, FastLLM, Flat
+from simple_llm.model import Config
+from simple_llm.engine.parallel import DataParallel
 signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ids = np.ones((2, 4), int)
-with DataParallel(SimpleLLM(Config(9, 8, 8, 1, 2)), 2) as team:
-    loss, process = team.loss_and_gradient(ids, ids), team.helpers[0].process
+batch, model = Batch(ids, ids), FastLLM(Config(9, 8, 8, 1, 2))
+with DataParallel(model, AdamW(Flat(model)), 2) as team:
+    loss, process = team.loss_and_gradient(batch), team.helpers[0].process
     assert os.getpgid(process.pid) == process.pid          # Ctrl-C reaches a group
     os.kill(process.pid, signal.SIGINT)
-    assert team.loss_and_gradient(ids, ids) == loss
+    assert team.loss_and_gradient(batch) == loss
     os.kill(process.pid, signal.SIGTERM)
     process.join(10)
     assert process.exitcode == -signal.SIGTERM
@@ -151,22 +143,6 @@ def test_ctrl_c_is_no_affair_of_a_helper_but_sigterm_is():
     done = subprocess.run([sys.executable, "-c", HELPER], env=ENV, capture_output=True,
                           text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-
-
-STOPPED = """
-import os, signal
-from simple_llm.model import Config, SimpleLLM
-from simple_llm.parallel import DataParallel
-with DataParallel(SimpleLLM(Config(9, 8, 8, 1, 2)), 2) as team:
-    helper = team.helpers[0].process.pid
-    os.kill(helper, signal.SIGSTOP)
-    os.waitpid(helper, os.WUNTRACED)
-"""
-
-
-def test_a_helper_that_does_not_listen_is_ended_too():
-    """SIGTERM would wait, for it may meet the handler of the parent."""
-    assert not subprocess.run([sys.executable, "-c", STOPPED], env=ENV, timeout=20).returncode
 
 
 def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
@@ -181,13 +157,44 @@ def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
     assert result(tmp_path / "home") == quick
 
 
+def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    env = {**ENV, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}"}
+    done = subprocess.run([sys.executable, "-m", "simple_llm", "--help"], env=env,
+                          capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+BUG = """
+import sys
+from simple_llm import train
+def gradient(*args):
+    return [][1]
+from simple_llm.engine import parallel
+parallel.gradient_in_micro_batches = gradient
+from simple_llm.cli.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bug_names_the_lines_of_the_book_in_this_process_and_in_a_helper(
+        tmp_path, workers):
+    home = make_home(tmp_path / "home")
+    done = run_code(BUG, "train", *SHORT, "--workers", workers, cwd=home)
+    assert done.returncode == 1 and "IndexError" in done.stderr
+    places = re.findall(r"(?m)^in the book: simple_llm\.md:(\d+) ⟨[\w./-]+⟩$", done.stderr)
+    book = (torture.ROOT / "simple_llm.md").read_text(encoding="utf-8").split("\n")
+    assert places and done.stderr.rstrip().endswith("⟩")
+    assert all(book[int(place) - 1].strip() in done.stderr for place in places)
+
+
 # Disks and directories
 
 
 FULL = """
 import errno, os, sys
-from simple_llm import checkpoint
-from simple_llm.__main__ import main
+from simple_llm.cli.main import main
 left, real = int(sys.argv.pop(1)), os.fsync
 def fsync(file):
     global left
@@ -204,8 +211,7 @@ sys.exit(main())
 def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
         tmp_path, writes, quick):
     home = make_home(tmp_path / "home")
-    done = subprocess.run([sys.executable, "-c", FULL, str(writes), "train", *QUICK],
-                          cwd=home, env=ENV, capture_output=True, text=True, timeout=60)
+    done = run_code(FULL, str(writes), "train", *QUICK, cwd=home)
     assert done.returncode == 1
     assert len(sentences(done.stderr)) == 1, done.stderr
     assert "model/" in done.stderr and "No space left on device" in done.stderr
@@ -213,42 +219,6 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
     torture.check_directory(home)
     finish(start(home, QUICK))
     assert result(home) == quick
-
-
-def test_a_disk_that_is_really_full(tmp_path):
-    """A file system of 16 KB, where that can be made."""
-    home = make_home(tmp_path / "home")
-    (home / "model").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(home / "model")]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        done = run("train", *SHORT, cwd=home)
-        assert done.returncode == 1
-        assert len(sentences(done.stderr)) == 1
-        assert "model/" in done.stderr and "No space left" in done.stderr
-    finally:
-        subprocess.run(["umount", str(home / "model")], check=True)
-
-
-def test_a_directory_that_cannot_be_written(tmp_path):
-    home = make_home(tmp_path / "home")
-    (home / "model").mkdir()
-    (home / "model").chmod(0o500)
-    immutable = False
-    if os.access(home / "model", os.W_OK):     # as root; try the attribute
-        immutable = not subprocess.run(["chattr", "+i", str(home / "model")],
-                                       capture_output=True).returncode
-        if not immutable:
-            pytest.skip("nothing is read-only for this user")
-    try:
-        done = run("train", *SHORT, cwd=home)
-        assert done.returncode == 1 and len(sentences(done.stderr)) == 1
-        assert "model" in done.stderr and "ermi" in done.stderr
-    finally:
-        if immutable:
-            subprocess.run(["chattr", "-i", str(home / "model")], check=True)
-        (home / "model").chmod(0o700)
 
 
 def test_a_directory_that_vanishes_is_made_again(tmp_path):
@@ -261,12 +231,6 @@ def test_a_directory_that_vanishes_is_made_again(tmp_path):
     torture.check_directory(tmp_path / "home")
     assert process.returncode == 130, said
     assert read_checkpoint(tmp_path / "home" / "model" / CHECKPOINT)
-
-
-def test_a_file_in_the_place_of_the_checkpoint_is_refused(tmp_path):
-    home = make_home(tmp_path / "home")
-    (home / "model" / CHECKPOINT).mkdir(parents=True)
-    assert_refused(run("train", "--resume", *SHORT, cwd=home), "cannot read")
 
 
 # Two trainings, and one that was killed
@@ -285,7 +249,7 @@ def test_a_second_training_in_the_same_directory_is_refused_and_the_first_goes_o
     stale.touch()                                          # now it may be the first's
     for resume in ((), ("--resume",)):
         done = run("train", *QUICK, *resume, cwd=model.parent)
-        assert_refused(done, "another training is at work in model")
+        assert_one_sentence(done, "another training is at work in model")
         assert not done.stdout and stale.exists()
         assert not list(model.glob(f"old-*-{CHECKPOINT}"))
     process.send_signal(signal.SIGCONT)
@@ -295,24 +259,15 @@ def test_a_second_training_in_the_same_directory_is_refused_and_the_first_goes_o
     assert not stale.exists()
 
 
-def test_a_directory_that_the_training_makes_is_locked_too(tmp_path):
-    process = training(make_home(tmp_path / "home"))
-    done = run("train", *SHORT, cwd=tmp_path / "home")
-    process.kill()
-    process.communicate(timeout=20)
-    assert_refused(done, "another training is at work in model")
-
-
 def test_a_process_may_train_twice_into_one_directory(tmp_path):
-    twice = "import sys; from simple_llm.__main__ import main; sys.exit(main() or main())"
-    done = subprocess.run([sys.executable, "-c", twice, "train", *SHORT], env=ENV, timeout=60,
-                          cwd=make_home(tmp_path / "home"), capture_output=True, text=True)
+    twice = "import sys; from simple_llm.cli.main import main; sys.exit(main() or main())"
+    done = run_code(twice, "train", *SHORT, cwd=make_home(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
 
 
 FORKING = """
 import os, pathlib, time
-from simple_llm.resume import CHECKPOINT, Run
+from simple_llm.engine.resume import CHECKPOINT, Run
 run = Run.__new__(Run)
 run.path = pathlib.Path("model", CHECKPOINT)
 run.lock()
@@ -330,12 +285,15 @@ def test_the_lock_falls_with_its_owner_even_while_a_helper_still_lives(tmp_path)
                              stdout=subprocess.PIPE, text=True)
     helper = int(owner.stdout.readline())
     try:
-        assert_refused(run("train", *SHORT, cwd=home), "another training is at work")
+        assert_one_sentence(run("train", *SHORT, cwd=home), "another training is at work")
         owner.kill()
         owner.wait()
         assert run("train", *SHORT, cwd=home).returncode == 0
     finally:
         os.kill(helper, signal.SIGKILL)
+
+
+# Several processes of mpiexec
 
 
 FAKE_MPI = """
@@ -368,11 +326,11 @@ def test_a_process_of_mpiexec_that_fails_ends_them_all(tmp_path):
 
 INTERRUPTED = """
 import os, signal, sys
-from simple_llm.__main__ import main
-from simple_llm.parallel import AcrossMachines
+from simple_llm.cli.main import main
+from simple_llm.engine.parallel import AcrossMachines
 real = AcrossMachines.loss_and_gradient
 def loss_and_gradient(self, *batch):
-    if self.steps == 3:
+    if self.optimizer.step_count == 3:
         os.kill(os.getpid(), signal.SIGINT)
     return real(self, *batch)
 AcrossMachines.loss_and_gradient = loss_and_gradient
@@ -406,35 +364,35 @@ SMALL = {"vocab_size": 9, "context_length": 8, "d_model": 8, "n_layers": 1, "n_h
     {"d_model": 10**9}, {"n_layers": 10**9}, {"context_length": 10**7},
     {"vocab_size": 10**15}], ids=str)
 def test_sizes_beyond_the_memory_are_refused_by_arithmetic(sizes):
-    SimpleLLM.check_memory(Config(**SMALL), 12, 2)
+    check_memory(Config(**SMALL), 12, 2)
     with pytest.raises(UserError, match=" GB of memory"):
-        SimpleLLM.check_memory(Config(**{**SMALL, **sizes}), 12, 2)
+        check_memory(Config(**{**SMALL, **sizes}), 12, 2)
     with pytest.raises(UserError, match="and 100000 workers need"):
-        SimpleLLM.check_memory(Config(**SMALL), 12, 10**5)
+        check_memory(Config(**SMALL), 12, 10**5)
 
 
 @pytest.mark.parametrize("options", [
     ("--width", 10**9), ("--batch-size", 10**12), ("--workers", 10**9)])
 def test_sizes_beyond_the_memory_are_refused_on_the_command_line(tmp_path, options):
     done = run("train", *SHORT, *options, cwd=make_home(tmp_path / "home"))
-    assert_refused(done, " GB of memory")
+    assert_one_sentence(done, " GB of memory")
     assert not (tmp_path / "home" / "model").exists()
 
 
 MEMORY = """
 import sys
-from simple_llm import __main__ as program
+from simple_llm.cli import train
+from simple_llm.cli.main import main
 def fail(*args):
     raise MemoryError
-program.make_model = fail
-sys.exit(program.main())
+train.prepare = fail
+sys.exit(main())
 """
 
 
 def test_memory_that_runs_out_all_the_same_is_one_sentence(tmp_path):
-    done = subprocess.run([sys.executable, "-c", MEMORY, "train", *SHORT], env=ENV, text=True,
-                          cwd=make_home(tmp_path / "home"), capture_output=True, timeout=60)
-    assert_refused(done, "this needs more memory than there is")
+    done = run_code(MEMORY, "train", *SHORT, cwd=make_home(tmp_path / "home"))
+    assert_one_sentence(done, "this needs more memory than there is")
 
 
 # Terminals and pipes
@@ -450,15 +408,6 @@ def test_closed_descriptors_are_no_error(tmp_path):
         assert done.returncode == 0, (closed, done.stderr)
         assert "Traceback" not in done.stderr
     torture.check_directory(home)
-
-
-def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path):
-    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
-    env = {**ENV, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}"}
-    for module in ("simple_llm", "simple_llm.train"):
-        done = subprocess.run([sys.executable, "-m", module, "--help"], env=env,
-                              capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_reader_that_leaves_costs_nothing_of_the_run(tmp_path, quick):
@@ -510,7 +459,7 @@ def test_the_bar_is_redrawn_on_a_terminal_and_only_there(tmp_path):
 ])
 def test_bad_text_is_refused_with_the_place(tmp_path, data, says):
     (tmp_path / "text.txt").write_bytes(data)
-    assert_refused(run("train", *SHORT, cwd=tmp_path), says)
+    assert_one_sentence(run("train", *SHORT, cwd=tmp_path), says)
     assert not (tmp_path / "model").exists()
 
 
@@ -529,76 +478,6 @@ def test_odd_text_is_learned_and_written(tmp_path, text):
         assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
-def test_a_long_text_is_encoded_in_parts_that_give_the_same_ids():
-    from simple_llm.tokenizer import parts
-    assert len([*parts("a line\n" * 10**6)]) == 2           # 7 MB
-    text = "one two,\n\n  three\nfour 'tis\n" * 40 + "no end"
-    for size in (1, 7, 50, 10_000):
-        assert "".join(parts(text, size)) == text
-        for kind in ("word", "char"):
-            tokenizer = Tokenizer.from_text(text, kind)
-            assert [id for part in parts(text, size) for id in tokenizer.encode(part)] == (
-                tokenizer.encode(text))
-
-
-def test_who_waits_for_a_long_text_is_told_how_far_it_is(monkeypatch, capsys):
-    from simple_llm import corpus, tokenizer
-    whole = tokenizer.parts
-    monkeypatch.setattr(tokenizer, "parts", lambda text: whole(text, 999))
-    text = "a line of a long text\n" * 200
-    ids = corpus.encode_long(text, Tokenizer.from_text(text, "bpe", 300))
-    said = capsys.readouterr().err
-    for word in ("counted", "encoded"):
-        assert f" 23% of the text is {word}\n" in said
-        assert f"100% of the text is {word}\n" in said
-    monkeypatch.undo()
-    assert ids.tolist() == Tokenizer.from_text(text, "bpe", 300).encode(text)
-    assert not capsys.readouterr().err                     # a short one is not worth a word
-
-
-def test_the_text_is_read_in_memory_of_its_own_size(tmp_path):
-    import tracemalloc
-    (tmp_path / "a").write_text("the cat sat on the mat\n" * 200_000)     # 4.6 MB
-    tracemalloc.start()
-    text = read_text(str(tmp_path / "a"))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 4 * len(text)
-
-
-# Numbers
-
-
-@pytest.mark.parametrize("scale", [1e4, -1e4])
-def test_softmax_and_loss_are_right_for_huge_logits(scale):
-    z = np.float32([[scale, 0, -scale], [scale, scale, 0]])
-    p = softmax(z.copy())
-    wanted = np.exp(z.astype(np.float64) - z.max(axis=1, keepdims=True))
-    wanted /= wanted.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(p, wanted, atol=1e-7)
-    loss = CrossEntropy()
-    targets = np.array([2, 0])
-    each = z.max(axis=1) - z[[0, 1], targets] + np.log(
-        np.exp(z.astype(np.float64) - z.max(axis=1, keepdims=True)).sum(axis=1))
-    assert loss.forward(z.copy(), targets) == pytest.approx(each.mean(), rel=1e-6)
-    assert np.isfinite(loss.backward()).all()
-
-
-def test_one_blas_thread_and_two_end_in_nearly_the_same_weights(tmp_path):
-    """The same bytes are not promised (chapter 17)."""
-    models, wide = [], ("--width", 128, "--heads", 4, "--max-steps", 6)    # worth two threads
-    for threads in ("1", "2"):
-        home = make_home(tmp_path / threads)
-        env = {name: threads for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-        command = [sys.executable, "-m", "simple_llm", "train", "--no-ladder", *map(str, wide)]
-        done = subprocess.run(command, cwd=home,
-                              env={**ENV, **env, "PYTHONHASHSEED": threads},
-                              capture_output=True, timeout=60)
-        assert done.returncode == 0
-        models.append(SimpleLLM.from_pretrained(home / "model"))
-    np.testing.assert_allclose(models[0].data, models[1].data, atol=1e-4)
-
-
 def test_a_broken_down_training_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     home = make_home(tmp_path / "home")
     process = training(home, (*LONG,))
@@ -608,26 +487,11 @@ def test_a_broken_down_training_keeps_the_last_good_checkpoint(tmp_path, monkeyp
     poison = ("from simple_llm.model import SimpleLLM\nreal = SimpleLLM.backward\n"
               "def backward(self):\n    real(self)\n    self.norm.weight.grad[0] = "
               "float('nan')\nSimpleLLM.backward = backward\nimport sys\n"
-              "from simple_llm.__main__ import main\nsys.exit(main())")
-    done = subprocess.run([sys.executable, "-c", poison, "train", "--resume"], cwd=home,
-                          env=ENV, capture_output=True, text=True, timeout=60)
+              "from simple_llm.cli.main import main\nsys.exit(main())")
+    done = run_code(poison, "train", "--resume", cwd=home)
     assert done.returncode == 1
     after = read_checkpoint(home / "model" / CHECKPOINT)
     assert f"step {after.step + 1}" in done.stderr and "ln_f.weight" in done.stderr
     assert after.step == before.step
     for name, array in before.arrays.items():
         assert after.arrays[name].tobytes() == array.tobytes()
-
-
-def test_an_error_of_the_disk_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    checkpoint.write_atomically(path, b"old")
-
-    def fail(*args):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", fail)
-    with pytest.raises(OSError):
-        checkpoint.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-    assert issubclass(UserError, ValueError)

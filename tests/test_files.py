@@ -5,14 +5,16 @@ import os
 import stat
 import struct
 import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
-from simple_llm import checkpoint
-from simple_llm.checkpoint import (
-    UserError, load_safetensors, save_safetensors, write_atomically,
-)
+from simple_llm import files
+from simple_llm.checkpoint import load_safetensors, save_safetensors
+from simple_llm.engine.fast import FastLLM
+from simple_llm.errors import UserError
+from simple_llm.files import write_atomically
 from simple_llm.model import Config, SimpleLLM
 
 CONFIG = Config(vocab_size=7, context_length=5, d_model=4, n_layers=1, n_heads=2)
@@ -62,22 +64,20 @@ def test_a_file_has_the_layout_of_the_format(tmp_path):
     assert struct.unpack("<3f", data[8 + length:]) == (1, 2, 3)
 
 
-@pytest.mark.parametrize(("dtype", "code"), [("F32", "f"), ("F16", "e"), ("F64", "d")])
+@pytest.mark.parametrize(("dtype", "code"), [("F32", "f"), ("F16", "e"), ("F64", "d"),
+                                             ("BF16", "")])
 def test_other_precisions_are_read_as_float32(tmp_path, dtype, code):
-    data = struct.pack(f"<6{code}", *VALUES)
+    """bfloat16 is the upper half of a float32."""
+    if code:
+        data = struct.pack(f"<6{code}", *VALUES)
+        wanted = struct.unpack(f"<6{code}", data)
+    else:
+        data = b"".join(struct.pack("<f", value)[2:] for value in VALUES)
+        wanted = [struct.unpack("<f", b"\0\0" + data[i:i + 2])[0] for i in range(0, 12, 2)]
     path = make_file(tmp_path / "a", {"x": entry(dtype, (3, 2), (0, len(data)))}, data)
     array = load_safetensors(path)["x"]
-    wanted = np.float32(struct.unpack(f"<6{code}", data)).reshape(3, 2)
     assert array.dtype == np.float32
-    assert np.array_equal(array, wanted)
-
-
-def test_bf16_is_the_upper_half_of_a_float32(tmp_path):
-    halves = b"".join(struct.pack("<f", value)[2:] for value in VALUES)
-    path = make_file(tmp_path / "a", {"x": entry("BF16", (6,), (0, 12))}, halves)
-    wanted = [struct.unpack("<f", b"\0\0" + halves[i:i + 2])[0]
-              for i in range(0, 12, 2)]
-    assert load_safetensors(path)["x"].tolist() == wanted
+    assert np.array_equal(array, np.float32(wanted).reshape(3, 2))
 
 
 DATA = struct.pack("<4f", 1, 2, 3, 4)
@@ -93,25 +93,21 @@ DATA = struct.pack("<4f", 1, 2, 3, 4)
     {"x": entry(shape=("2",))},
     {"x": entry(shape=(0, 2**70), offsets=(0, 0))}, {"x": entry(shape=(2**62, 4, 2))},
     {"x": entry(shape=[1] * 70 + [2])},
-    {"x": entry(dtype="I64", shape=(1,))}, {"x": entry(dtype=None)},
+    {"x": entry("F8_E5M2", (16,), (0, 16))}, {"x": entry(dtype="I64", shape=(1,))}, {"x": entry(dtype=None)},
     {"x": entry(dtype=["F32"])}, {"x": entry(offsets=(0, 4, 8))},
     {"x": entry(offsets=())},
     {"x": entry(offsets=(0.0, 8.0))}, {"x": entry(offsets=(None, 8))},
     {"x": {**entry(), "shape": None}}, {"x": {**entry(), "data_offsets": 3}},
     {"x": {**entry(), "shape": {}}}, {"x": {"dtype": "F32"}}, {"x": []}, {"x": None},
     {"x": "F32"}, [], None, 3, "x", [["x", 1]],
+    {"x": entry(shape=(3,), offsets=(0, 12)), "y": entry(offsets=(8, 16))},
 ], ids=lambda entries: json.dumps(entries)[:60])
 def test_a_header_that_makes_no_sense_is_refused_in_one_sentence(tmp_path, entries):
     path = make_file(tmp_path / "a", entries, DATA)
-    with pytest.raises(UserError, match="damaged") as caught:
+    unknown = "F8_E5M2" in str(entries)
+    with pytest.raises(UserError, match="type F8_E5M2 are not" if unknown else "damaged") as caught:
         load_safetensors(path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_type_that_is_not_supported_is_named(tmp_path):
-    path = make_file(tmp_path / "a", {"x": entry("F8_E5M2", (16,), (0, 16))}, DATA)
-    with pytest.raises(UserError, match="numbers of type F8_E5M2 are not supported"):
-        load_safetensors(path)
 
 
 def test_a_file_is_read_in_memory_of_twice_its_size(tmp_path):
@@ -121,12 +117,6 @@ def test_a_file_is_read_in_memory_of_twice_its_size(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(arrays) == 50 and peak < 2.5 * (tmp_path / "a").stat().st_size
-
-
-def test_arrays_that_overlap_are_refused(tmp_path):
-    entries = {"x": entry(shape=(3,), offsets=(0, 12)), "y": entry(offsets=(8, 16))}
-    with pytest.raises(UserError):
-        load_safetensors(make_file(tmp_path / "a", entries, DATA))
 
 
 @pytest.mark.parametrize("data", [
@@ -143,8 +133,10 @@ def test_a_file_that_is_no_safetensors_is_refused_in_one_sentence(tmp_path, data
 
 def test_a_missing_file_and_a_directory_are_refused_in_one_sentence(tmp_path):
     for path in (tmp_path, tmp_path / "none", tmp_path / "no" / "model.safetensors"):
-        with pytest.raises(UserError, match="cannot read"):
+        with pytest.raises(UserError, match="^cannot read"):
             load_safetensors(path)
+    with pytest.raises(UserError, match="^cannot read .*nowhere"):
+        SimpleLLM.from_pretrained(tmp_path / "nowhere")
 
 
 # Model directories
@@ -153,46 +145,48 @@ def test_a_missing_file_and_a_directory_are_refused_in_one_sentence(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     model = SimpleLLM(CONFIG, seed=3)
-    model.data += np.random.default_rng(0).normal(0, 0.3, model.data.size)
+    for p in model.parameters():
+        p.data += np.random.default_rng(0).normal(0, 0.3, p.data.shape)
     model.save_pretrained(tmp_path / "deep" / "model")
     return model, tmp_path / "deep" / "model"
 
 
+def weights(model):
+    return {name: p.data.astype(np.float32).tolist() for name, p in model.named_parameters()}
+
+
 def rewrite(directory, change):
     """Change the arrays of a model directory."""
-    path = directory / "model.safetensors"
-    tensors = load_safetensors(path)
-    tensors = change(tensors) or tensors
-    save_safetensors(path, tensors)
+    tensors = load_safetensors(directory / "model.safetensors")
+    save_safetensors(directory / "model.safetensors", change(tensors) or tensors)
 
 
-def test_a_saved_model_loads_as_it_was(saved):
+def edit(directory, change):
+    """Change its config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+@pytest.mark.parametrize("kind", [SimpleLLM, FastLLM])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_saved_model_loads_as_it_was(saved, kind, dtype):
     model, directory = saved
-    loaded = SimpleLLM.from_pretrained(directory)
-    assert loaded.config == model.config
-    assert np.array_equal(loaded.data, model.data)
-    assert np.array_equal(loaded.forward(IDS), model.forward(IDS))
+    loaded = kind.from_pretrained(directory, dtype=dtype)
+    assert type(loaded) is kind and loaded.config == model.config
+    assert weights(loaded) == weights(model)
+    assert loaded.forward(IDS).dtype == dtype
+    assert np.allclose(loaded.forward(IDS), model.forward(IDS), rtol=0, atol=1e-5)
 
 
-def test_a_saved_model_loads_in_float64(saved):
-    model, directory = saved
-    loaded = SimpleLLM.from_pretrained(directory, dtype=np.float64)
-    assert loaded.forward(IDS).dtype == np.float64
-    assert np.array_equal(loaded.data.astype(np.float32), model.data)
-
-
-def test_dropout_is_saved_too(tmp_path):
+def test_config_json_has_the_names_of_hugging_face(tmp_path):
     SimpleLLM(Config(7, 5, 4, 1, 2, dropout=0.25)).save_pretrained(tmp_path)
     assert SimpleLLM.from_pretrained(tmp_path).config.dropout == 0.25
-
-
-def test_config_json_has_the_names_of_hugging_face(saved):
-    config = json.loads((saved[1] / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text())
     wanted = {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 7,
-        "n_positions": 5, "n_embd": 4, "n_layer": 1, "n_head": 2,
-        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
+        "n_positions": 5, "n_embd": 4, "n_layer": 1, "n_head": 2, "resid_pdrop": 0.25,
+        "attn_pdrop": 0.25, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True, "dtype": "float32", "eos_token_id": 2,
     }
     assert wanted.items() <= config.items()
 
@@ -209,7 +203,7 @@ def test_files_in_the_style_of_openai_are_read(saved):
         return bare
 
     rewrite(directory, change)
-    assert np.array_equal(SimpleLLM.from_pretrained(directory).data, model.data)
+    assert weights(SimpleLLM.from_pretrained(directory)) == weights(model)
 
 
 def rename(tensors):
@@ -243,31 +237,18 @@ def test_arrays_that_do_not_fit_the_model_are_refused_by_name(saved, change, say
     ({"resid_pdrop": 2}, "dropout"),
     ({"resid_pdrop": "much"}, "dropout|resid_pdrop"),
     ({"resid_pdrop": None}, "dropout|resid_pdrop"),
+    ({"layer_norm_epsilon": 1e-3}, "epsilon"), ({"scale_attn_weights": False}, "scale_attn"),
 ], ids=str)
 def test_a_config_that_makes_no_sense_is_refused_in_one_sentence(saved, change, says):
-    path = saved[1] / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    edit(saved[1], change)
     with pytest.raises(UserError, match=says) as caught:
         SimpleLLM.from_pretrained(saved[1])
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [
-    {"activation_function": "relu"}, {"layer_norm_epsilon": 1e-3},
-    {"tie_word_embeddings": False}, {"scale_attn_by_inverse_layer_idx": True},
-    {"scale_attn_weights": False}, {"add_cross_attention": True},
-], ids=str)
-def test_a_config_of_another_architecture_is_refused_rather_than_misread(saved, change):
-    path = saved[1] / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(UserError):
-        SimpleLLM.from_pretrained(saved[1])
-
-
 def test_special_ids_that_are_no_numbers_count_as_missing(saved):
-    path = saved[1] / "config.json"
     junk = {"pad_token_id": "0", "bos_token_id": 1.0, "eos_token_id": [2]}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **junk}))
+    edit(saved[1], junk)
     assert SimpleLLM.from_pretrained(saved[1]).config.special_ids == (None, None, None)
 
 
@@ -278,11 +259,11 @@ def test_a_damaged_config_is_refused_in_one_sentence(saved, data):
         SimpleLLM.from_pretrained(saved[1])
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_of_a_model_is_named(saved, name):
-    (saved[1] / name).unlink()
-    with pytest.raises(UserError, match=f"cannot read .*{name}"):
-        SimpleLLM.from_pretrained(saved[1])
+def test_a_missing_file_of_a_model_is_named(saved):
+    for name in ("model.safetensors", "config.json"):
+        (saved[1] / name).unlink()
+        with pytest.raises(UserError, match=f"cannot read .*{name}"):
+            SimpleLLM.from_pretrained(saved[1])
 
 
 def test_a_file_cut_short_at_any_byte_is_refused_in_one_sentence(saved):
@@ -298,99 +279,67 @@ def test_a_file_cut_short_at_any_byte_is_refused_in_one_sentence(saved):
 
 def test_flipped_bits_in_the_header_are_refused_or_harmless(saved):
     """They may spell another valid file, but raise nothing else than a UserError."""
-    path = saved[1] / "model.safetensors"
+    path, rng = saved[1] / "model.safetensors", np.random.default_rng(0)
     data = path.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
-    rng = np.random.default_rng(0)
-    for _ in range(500):
+    for _ in range(200):
         at, bit = int(rng.integers(header)), int(rng.integers(8))
         path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:])
-        try:
+        with suppress(UserError):
             SimpleLLM.from_pretrained(saved[1])
-        except UserError:
-            pass
 
 
 # Writing
 
 
-def test_a_file_is_written_with_its_directories(tmp_path):
-    write_atomically(tmp_path / "a" / "b" / "c", b"new")
-    assert (tmp_path / "a" / "b" / "c").read_bytes() == b"new"
+def test_a_file_is_written_with_its_directories_and_replaced_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    for data in (b"old", b"new"):
+        write_atomically(path, data)
+        assert path.read_bytes() == data
+        assert os.listdir(path.parent) == ["file"]
 
 
-def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["file"]
+def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("function", ["replace", "fsync"])
-def test_the_old_file_is_kept_when_writing_fails(tmp_path, monkeypatch, function):
+class Full:
+    """A file on a disk that has room for two bytes more."""
+
+    def __init__(self, *args):
+        self.file = open(*args)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[:2])
+        full()
+
+
+@pytest.mark.parametrize(("where", "name", "instead"), [
+    (files.os, "replace", full), (files.os, "fsync", full), (files, "open", Full)])
+def test_the_old_file_is_kept_when_writing_fails(tmp_path, monkeypatch, where, name, instead):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-
-    def fail(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, function, fail)
-        with pytest.raises(OSError):
-            write_atomically(path, b"new")
+        patch.setattr(where, name, instead, raising=False)
+        with pytest.raises(OSError) as caught:
+            write_atomically(path, b"new content")
+    assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_the_old_file_is_kept_when_the_disk_is_full_halfway(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    real = open
-
-    def short_open(*args, **kwargs):
-        file = real(*args, **kwargs)
-        return Full(file)
-
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.file.close()
-
-        def write(self, data):
-            self.file.write(data[:2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "open", short_open, raising=False)
-    with pytest.raises(OSError):
-        write_atomically(path, b"new content")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_the_old_file_stands_whole_until_the_new_one_does(tmp_path, monkeypatch):
-    path, seen = tmp_path / "file", []
-    path.write_bytes(b"old")
-    real = os.replace
-
-    def replace(source, target):
-        seen.append((path.read_bytes(), open(source, "rb").read()))
-        real(source, target)
-
-    monkeypatch.setattr(checkpoint.os, "replace", replace)
-    write_atomically(path, b"new")
-    assert seen == [(b"old", b"new")]
-    assert path.read_bytes() == b"new"
 
 
 def test_the_bytes_reach_the_disk_before_the_new_name_does_and_that_does_too(
         tmp_path, monkeypatch):
-    events = []
+    """And the old file stands whole until the new one does."""
+    path, events = tmp_path / "file", []
+    path.write_bytes(b"old")
     fsync, replace = os.fsync, os.replace
 
     def noted_fsync(file):
@@ -399,25 +348,20 @@ def test_the_bytes_reach_the_disk_before_the_new_name_does_and_that_does_too(
         fsync(file)
 
     def noted_replace(source, target):
-        events.append(source.name)
+        events.append((source.name, path.read_bytes(), source.read_bytes()))
         replace(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", noted_fsync)
-    monkeypatch.setattr(checkpoint.os, "replace", noted_replace)
-    write_atomically(tmp_path / "file", b"new")
-    assert events == [3, f".file.{os.getpid()}.tmp", "directory"]
+    monkeypatch.setattr(files.os, "fsync", noted_fsync)
+    monkeypatch.setattr(files.os, "replace", noted_replace)
+    write_atomically(path, b"new!")
+    assert events == [4, (f".file.{os.getpid()}.tmp", b"old", b"new!"), "directory"]
+    assert path.read_bytes() == b"new!"
 
 
 def test_a_system_that_opens_no_directories_is_no_obstacle(tmp_path, monkeypatch):
     def fail(*args):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(checkpoint.os, "open", fail)
+    monkeypatch.setattr(files.os, "open", fail)
     write_atomically(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
-
-
-def test_a_directory_that_is_not_there_is_said_in_one_clause(tmp_path):
-    with pytest.raises(UserError) as caught:
-        SimpleLLM.from_pretrained(tmp_path / "nowhere")
-    assert str(caught.value).startswith("cannot read ")

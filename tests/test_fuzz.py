@@ -1,4 +1,4 @@
-"""Files that were spoilt in thousands of ways: a sentence or a right answer, always."""
+"""Files that were spoilt in many ways: a sentence or a right answer, always."""
 import json
 import random
 import tracemalloc
@@ -6,12 +6,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from simple_llm.checkpoint import UserError, load_safetensors, save_safetensors
-from simple_llm.corpus import StoryCorpus, World
+from simple_llm.checkpoint import load_safetensors
+from simple_llm.engine.fast import FastLLM
+from simple_llm.engine.resume import CHECKPOINT, Run, read_checkpoint
+from simple_llm.errors import UserError
 from simple_llm.model import Config, SimpleLLM
-from simple_llm.resume import Run, read_checkpoint
 from simple_llm.tokenizer import Tokenizer
 from simple_llm.train import Moment, Options, Score
+from simple_llm.world import StoryCorpus, World
+
 
 WORDS = [b"0", b"-1", b"1e999", b"9" * 30, b"null", b"true", b"[]", b"{}", b'"x"', b"\0",
          b"\xff", b"NaN", b"[" * 2000, b'"F32"', b'"I64"', b'"data_offsets"', b"4294967296",
@@ -24,24 +27,19 @@ def mutate(data, dice, edge):
     for _ in range(dice.choice([1, 1, 1, 2, 3, 8])):
         size = len(data) if dice.random() < 0.2 else min(edge, len(data))
         at = dice.randrange(size + 1)
-        way = dice.randrange(7)
-        if way == 0 and data:
-            data[min(at, len(data) - 1)] ^= 1 << dice.randrange(8)
-        elif way == 1:
-            del data[at:]
-        elif way == 2:
-            del data[at:at + dice.randrange(1, 40)]
-        elif way == 3:
-            data[at:at] = dice.choice(WORDS)
-        elif way == 4:
-            data[at:at + dice.randrange(1, 12)] = dice.choice(WORDS)
-        elif way == 5:                         # another number in the place of a number
-            digits = [i for i in range(size) if chr(data[i]).isdigit()]
-            if digits:
+        digits = [i for i in range(size) if data[i] in b"0123456789"]
+        match dice.randrange(6):
+            case 0 if data:
+                data[min(at, len(data) - 1)] ^= 1 << dice.randrange(8)
+            case 1:
+                del data[at : dice.choice([at + dice.randrange(1, 40), len(data)])]
+            case 2:
+                data[at : at + dice.randrange(12)] = dice.choice(WORDS)
+            case 3 if digits:                  # another number in the place of a number
                 data[dice.choice(digits)] = dice.choice(b"0123456789")
-        else:
-            other = dice.randrange(len(data) + 1)
-            data[at:at] = data[other:other + dice.randrange(60)]
+            case _:
+                other = dice.randrange(len(data) + 1)
+                data[at:at] = data[other : other + dice.randrange(60)]
     return bytes(data)
 
 
@@ -50,11 +48,11 @@ def directory(tmp_path_factory):
     """A model directory with a checkpoint, as a training leaves it."""
     home = tmp_path_factory.mktemp("model")
     corpus = StoryCorpus(World(), 4, 2, 4)
-    model = SimpleLLM(Config(corpus.tokenizer.vocab_size, 8, 8, 1, 2))
+    model = FastLLM(Config(corpus.tokenizer.vocab_size, 8, 8, 1, 2))
     model.save_pretrained(home)
     corpus.tokenizer.save(home)
-    run = Run(model, corpus, Options(epochs=1), home / "training.safetensors", {})
-    run.optimizer.steps = 1
+    run = Run(model, corpus, Options(epochs=1), home / CHECKPOINT, {})
+    run.optimizer.step_count = 1
     run.history.append(Moment(0, 1, 2, 3.0, 0, Score(3.0, 0.5, None)))
     run.save()
     return home
@@ -62,15 +60,15 @@ def directory(tmp_path_factory):
 
 def use_model(home):
     model = SimpleLLM.from_pretrained(home)
-    assert np.isfinite(model.data).all()
-    if model.data.size < 1e6:
+    assert all(np.isfinite(p.data).all() for p in model.parameters())
+    if sum(p.data.size for p in model.parameters()) < 1e6:
         model.forward(np.zeros((1, 1), int))
 
 
 def use_tokenizer(home):
     tokenizer = Tokenizer.load(home)
     ids = tokenizer.encode("anna took the key .")
-    assert all(0 <= id < tokenizer.vocab_size for id in ids)
+    assert all(0 <= token < tokenizer.vocab_size for token in ids)
     tokenizer.decode(ids)
 
 
@@ -81,14 +79,14 @@ FILES = {"model.safetensors": use_model, "config.json": use_model,
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FILES)
-def test_600_spoilt_files_give_a_sentence_or_a_right_answer(directory, tmp_path, name):
+def test_300_spoilt_files_give_a_sentence_or_a_right_answer(directory, tmp_path, name):
     for path in directory.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     data = (directory / name).read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     edge = header if name.endswith("safetensors") else len(data)
     dice, refused = random.Random(f"spoil {name}"), 0
-    for n in range(600):
+    for n in range(300):
         spoilt = mutate(data, dice, edge)
         (tmp_path / name).write_bytes(spoilt)
         try:
@@ -98,7 +96,7 @@ def test_600_spoilt_files_give_a_sentence_or_a_right_answer(directory, tmp_path,
             assert "\n" not in str(error) and len(str(error)) < 500, str(error)
         except Exception as error:
             raise AssertionError(f"mutation {n} of {name}: {spoilt[:300]}") from error
-    assert refused > 150
+    assert refused > 75
 
 
 def test_no_bit_of_a_checkpoint_can_be_flipped_without_being_noticed(directory, tmp_path):
@@ -121,38 +119,27 @@ def test_no_bit_of_a_checkpoint_can_be_flipped_without_being_noticed(directory, 
             assert found.arrays[name].tobytes() == whole.arrays[name].tobytes()
 
 
-def header_file(path, entries, data=b""):
-    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-    return path
-
-
-@pytest.mark.parametrize("entries", [
+HEADERS = [
     {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
-    {"x": {"dtype": "F32", "shape": [2**33], "data_offsets": [0, 2**35]}},
     {f"x{i}": {"dtype": "F32", "shape": [256], "data_offsets": [0, 1024]}
      for i in range(1000)},
     {"x": {"dtype": "BOOL", "shape": [0, 2**60], "data_offsets": [0, 0]}},
-], ids=["terabytes", "gigabytes", "the same bytes a thousand times", "nothing times much"])
+    None,
+]
+
+
+@pytest.mark.parametrize("entries", HEADERS, ids=[
+    "terabytes", "the same bytes a thousand times", "nothing times much", "a long header"])
 def test_memory_is_bounded_by_the_size_of_the_file(tmp_path, entries):
-    path = header_file(tmp_path / "a", entries, b"\0" * 1024)
+    header, path = json.dumps(entries).encode(), tmp_path / "a"
+    length = len(header) if entries else 2**33
+    path.write_bytes(length.to_bytes(8, "little") + header + b"\0" * 1024)
     tracemalloc.start()
     with pytest.raises(UserError):
         load_safetensors(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1e6 + 20 * path.stat().st_size
-
-
-def test_a_header_length_of_gigabytes_reserves_no_gigabytes(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes((2**33).to_bytes(8, "little") + b"{}" * 50)
-    tracemalloc.start()
-    with pytest.raises(UserError, match="cut short"):
-        load_safetensors(path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 1e6
 
 
 @pytest.mark.parametrize("sizes", [
@@ -171,11 +158,3 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3e6
-
-
-def test_bytes_that_belong_to_no_array_are_refused(tmp_path):
-    path = tmp_path / "a"
-    save_safetensors(path, {"x": np.ones(3, np.float32)})
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(UserError, match="damaged"):
-        load_safetensors(path)

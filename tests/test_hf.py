@@ -1,4 +1,4 @@
-"""Directories that Hugging Face's programs wrote; tests/make_hf.py made them, once."""
+"""Directories that Hugging Face's programs wrote; tools/make_hf.py made them, once."""
 import json
 import re
 import unicodedata
@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simple_llm.checkpoint import UserError
+from simple_llm.engine.fast import FastLLM
+from simple_llm.errors import UserError
 from simple_llm.model import SimpleLLM
 from simple_llm.tokenizer import ALPHABET, Tokenizer, chunk_pattern, learn_merges
-
-LAYOUTS = ["float32", "sharded_float16", "bfloat16", "bare"]
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +37,20 @@ def known(text):
 
 
 @pytest.mark.parametrize("form", ["one_file", "two_files"])
-def test_their_tokenizer_gives_the_same_ids_here(form, hf, expected):
+def test_their_tokenizer_gives_the_same_ids_and_texts_here(form, hf, expected):
+    """And its only special token plays every part."""
     tokenizer = Tokenizer.load(hf / form)
     for text, ids in zip(expected["texts"], expected["ids"]):
         if known(text):
             assert tokenizer.encode(text) == ids, text
             assert tokenizer.decode(ids) == text
-
-
-def test_ids_that_make_no_text_decode_to_the_same_signs(hf, expected):
-    tokenizer = Tokenizer.load(hf / "one_file")
     for ids, text in zip(expected["drawn"], expected["drawn_texts"]):
-        assert tokenizer.decode(ids) == text
-
-
-def test_gpt2s_only_special_token_plays_every_part(hf):
-    for form in ("one_file", "two_files"):
-        tokenizer = Tokenizer.load(hf / form)
-        end = tokenizer.vocab_size - 1
-        assert tokenizer.tokens[end] == "<|endoftext|>"
-        assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (end,) * 4
-        assert end not in tokenizer.encode("a<|endoftext|>b")
-        assert tokenizer.decode([end, *tokenizer.encode("ring")]) == "ring"
+        assert tokenizer.decode(ids) == text               # of ids that make no text, too
+    end = tokenizer.vocab_size - 1
+    assert tokenizer.tokens[end] == "<|endoftext|>"
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (end,) * 4
+    assert end not in tokenizer.encode("a<|endoftext|>b")
+    assert tokenizer.decode([end, *tokenizer.encode("ring")]) == "ring"
 
 
 def test_we_learn_the_merges_that_their_trainer_learns(expected):
@@ -114,16 +105,12 @@ def test_a_tokenizer_without_a_known_special_token_is_refused(hf, tmp_path):
 # Models
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_their_model_gives_the_same_logits_here(layout, hf, expected):
-    model = SimpleLLM.from_pretrained(hf / layout)
+@pytest.mark.parametrize("kind", [SimpleLLM, FastLLM])
+@pytest.mark.parametrize("layout", ["float32", "sharded_float16", "bfloat16", "bare"])
+def test_their_model_gives_the_same_logits_and_greedy_text_here(layout, kind, hf, expected):
+    model = kind.from_pretrained(hf / layout)
     logits = model.forward(np.array(expected["model_ids"]))
     assert np.abs(logits[0, ::5] - expected["logits"][layout]).max() < 2e-6 * 5
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_their_model_writes_the_same_greedy_text_here(layout, hf, expected):
-    model = SimpleLLM.from_pretrained(hf / layout)
     begin = expected["model_ids"][0][:4]
     new = model.generate(begin, max_new_tokens=10, temperature=0)
     assert [*begin, *new] == expected["greedy"][layout]
@@ -138,58 +125,60 @@ def test_a_model_that_was_read_is_written_with_its_own_special_ids(hf, tmp_path)
     assert config["pad_token_id"] is None
 
 
-def copied(source, target):
-    for path in source.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
+@pytest.fixture
+def change(hf, tmp_path):
+    """Copy a directory, and change what one of its JSON files says."""
+    def change(name, new, layout="float32"):
+        for path in (hf / layout).iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        config = json.loads((tmp_path / name).read_text("utf-8"))
+        (tmp_path / name).write_text(json.dumps(config | new))
+        return tmp_path
+    return change
 
 
-def test_a_missing_shard_is_named(hf, tmp_path):
-    copied(hf / "sharded_float16", tmp_path)
-    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+def test_a_missing_shard_is_named(change):
+    home = change("config.json", {}, "sharded_float16")
+    (home / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="cannot read .*model-00002"):
-        SimpleLLM.from_pretrained(tmp_path)
+        SimpleLLM.from_pretrained(home)
 
 
 @pytest.mark.parametrize("map", [
     None, [], {}, {"a": 3}, {"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": ""},
 ], ids=str)
-def test_an_index_that_is_none_or_leads_elsewhere_is_refused(map, hf, tmp_path):
-    copied(hf / "sharded_float16", tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": map}))
+def test_an_index_that_is_none_or_leads_elsewhere_is_refused(map, change):
+    home = change("model.safetensors.index.json", {"weight_map": map}, "sharded_float16")
     with pytest.raises(UserError, match="model.safetensors.index.json"):
-        SimpleLLM.from_pretrained(tmp_path)
+        SimpleLLM.from_pretrained(home)
 
 
-@pytest.mark.parametrize(("change", "says"), [
+@pytest.mark.parametrize(("new", "says"), [
     ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "LlamaForCausalLM"),
     ({"architectures": ["GPT2ForSequenceClassification"]}, "SequenceClassification"),
     ({"architectures": None, "model_type": "opt"}, "'opt'"),
-    ({"architectures": "GPTJForCausalLM", "model_type": "gptj"}, "'gptj'"),
+    ({"architectures": "GPTJForCausalLM", "model_type": "gptj"}, "GPTJForCausalLM"),
     ({"n_inner": 100}, "n_inner 100"), ({"activation_function": "relu"}, "'relu'"),
     ({"activation_function": ["relu"]}, "relu"), ({"tie_word_embeddings": False}, "tie"),
     ({"add_cross_attention": True}, "add_cross_attention"),
     ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"),
 ])
-def test_another_architecture_is_refused_by_its_name(change, says, hf, tmp_path):
-    copied(hf / "float32", tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps(config | change))
+def test_another_architecture_is_refused_by_its_name(new, says, change):
+    home = change("config.json", new)
     with pytest.raises(UserError, match=re.escape(says)) as caught:
-        SimpleLLM.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+        SimpleLLM.from_pretrained(home)
+    assert str(home) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_width_inside_and_the_other_name_of_gelu_may_be_given(hf, tmp_path):
-    copied(hf / "float32", tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
-    config |= {"n_inner": 48, "activation_function": "gelu_pytorch_tanh"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    SimpleLLM.from_pretrained(tmp_path)
+@pytest.mark.parametrize("new", [
+    {"n_inner": 48, "activation_function": "gelu_pytorch_tanh"},
+    {"dtype": None, "torch_dtype": "float32"}, {"architectures": ["GPT2Model"]}], ids=str)
+def test_what_means_the_same_may_be_said_otherwise(new, change):
+    SimpleLLM.from_pretrained(change("config.json", new))
 
 
-def test_a_directory_with_only_a_pickle_says_how_to_convert_it(hf, tmp_path):
-    copied(hf / "float32", tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+def test_a_directory_with_only_a_pickle_says_how_to_convert_it(change):
+    home = change("config.json", {})
+    (home / "model.safetensors").rename(home / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickle.*save_pretrained"):
-        SimpleLLM.from_pretrained(tmp_path)
+        SimpleLLM.from_pretrained(home)

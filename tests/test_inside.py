@@ -10,22 +10,25 @@ import pytest
 
 from figures import EXAMPLE, draw_all, kind_of
 from simple_llm import inside
-from simple_llm.corpus import StoryCorpus, World
+from simple_llm.engine.fast import FastLLM
 from simple_llm.inside import (
-    ablate, attention_map, induction_scores, logit_lens,
-    look_inside, page, principal_components, similarity_by_distance, three_looks,
-    without_head,
+    ablate, attention_to_self, induction_scores, logit_lens, look_inside,
+    principal_components, similarity_by_distance, three_looks, without_head,
 )
+from simple_llm.layers import softmax
 from simple_llm.model import Config, SimpleLLM
+from simple_llm.page import attention_map, page
 from simple_llm.tokenizer import Tokenizer
-from simple_llm.train import evaluate
+from simple_llm.train import Alone, evaluate
+from simple_llm.world import StoryCorpus, World
 
 TRAINED = Path(__file__).parent / "trained"
+WORDS = ["<bos>", *EXAMPLE.split()]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return SimpleLLM.from_pretrained(TRAINED)
+    return FastLLM.from_pretrained(TRAINED)
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +46,25 @@ def looks(model, corpus):
     return three_looks(model, corpus, corpus.held_out)
 
 
-def test_the_view_agrees_with_the_model(model, ids):
-    view = look_inside(model, ids)
+def test_the_view_agrees_with_the_model_and_with_the_plain_one(model, ids):
+    view, plain = look_inside(model, ids), look_inside(SimpleLLM.from_pretrained(TRAINED), ids)
     T, c = len(ids), model.config
-    assert view.weights.shape == (c.n_layers, c.n_heads, T, T)
+    assert view.attention.shape == (c.n_layers, c.n_heads, T, T)
     assert view.streams.shape == (c.n_layers + 1, T, c.d_model)
-    logits = model.forward(np.array([ids]))[0]
     p = logit_lens(model, view.streams)[-1]
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    np.testing.assert_allclose(p, e / e.sum(axis=-1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(p, softmax(model.forward(np.array([ids]))[0]), atol=1e-6)
+    np.testing.assert_allclose(view.attention.sum(axis=-1), 1, atol=1e-5)
+    assert not np.triu(view.attention, k=1).any()              # never looks ahead
+    for ours, theirs in zip(view, plain):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_attention_sums_to_one_and_never_looks_ahead(model, ids):
-    weights = look_inside(model, ids).weights
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
-    assert not np.triu(weights, k=1).any()
-
-
-def test_the_arcs_second_layer_goes_from_the_answer_to_the_fact(model, ids, looks):
-    words = ["<bos>", *EXAMPLE.split()]
-    reader = looks["answer to fact"][1].argmax()
-    weights = look_inside(model, ids).weights[1, reader, -1]
-    assert words[weights.argmax()] == "kitchen" and weights.max() > 0.5
-
-
-def test_the_arcs_first_layer_goes_from_the_fact_to_the_person(model, ids, looks):
-    words = ["<bos>", *EXAMPLE.split()]
-    subject = looks["fact to person"][0].argmax()
-    weights = look_inside(model, ids).weights[0, subject]
-    assert words[weights[words.index("kitchen")].argmax()] == "ben"
+def test_the_arcs_go_from_the_answer_to_the_fact_and_from_the_fact_to_the_person(model, ids, looks):
+    attention = look_inside(model, ids).attention
+    reader = attention[1, looks["answer to fact"][1].argmax(), -1]
+    assert WORDS[reader.argmax()] == "kitchen" and reader.max() > 0.5
+    subject = attention[0, looks["fact to person"][0].argmax(), WORDS.index("kitchen")]
+    assert WORDS[subject.argmax()] == "ben"
 
 
 def test_the_looks_are_divided_between_the_layers(looks):
@@ -88,7 +81,7 @@ def test_the_lens_knows_the_answer_after_the_second_block_only(model, corpus, id
 
 def test_one_head_in_each_layer_cannot_be_done_without(model, corpus, looks):
     answered = ablate(model, corpus)
-    assert evaluate(model, corpus).answers > 0.99
+    assert evaluate(Alone(model), corpus).answers > 0.99
     for layer, look in ((0, "fact to person"), (1, "answer to fact")):
         needed = looks[look][layer].argmax()
         assert answered[layer, needed] < 0.6
@@ -96,19 +89,26 @@ def test_one_head_in_each_layer_cannot_be_done_without(model, corpus, looks):
     assert (answered > 0.9).sum() >= 4
 
 
+def test_without_attention_the_questions_are_not_answered(model, corpus, ids):
+    with attention_to_self(model):
+        assert evaluate(Alone(model), corpus).answers < 0.6
+        attention = look_inside(model, ids).attention
+        assert np.allclose(attention, np.eye(len(ids)), atol=1e-6)
+    assert evaluate(Alone(model), corpus).answers > 0.99
+
+
 def test_a_head_comes_back_when_the_experiment_is_over(model):
-    before = model.data.copy()
-    with pytest.raises(KeyError):
-        with without_head(model, 0, 1):
-            assert not np.array_equal(model.data, before)
-            raise KeyError
-    assert np.array_equal(model.data, before)
+    before = [p.data.copy() for p in model.parameters()]
+    with pytest.raises(KeyError), without_head(model, 0, 1):
+        rows = model.blocks[0].attention.project.weight.data
+        assert [not row.any() for row in rows] == [16 <= n < 32 for n in range(64)]
+        raise KeyError
+    assert all(np.array_equal(p.data, was) for p, was in zip(model.parameters(), before))
 
 
 def test_people_places_and_things_lie_in_groups_of_their_own(model, corpus):
-    tokens = corpus.tokenizer.tokens[4:]
     points = principal_components(model.tokens.weight.data[4:])
-    kinds = np.array([kind_of(token, World()) for token in tokens])
+    kinds = np.array([kind_of(token, World()) for token in corpus.tokenizer.tokens[4:]])
     centres = {k: points[kinds == k].mean(axis=0) for k in ("person", "place", "thing")}
     for kind, centre in centres.items():
         spread = np.linalg.norm(points[kinds == kind] - centre, axis=1).max()
@@ -135,10 +135,10 @@ def test_the_induction_score_is_that_of_a_head_made_for_it(monkeypatch):
 
     def perfect(model, ids):
         T, n = len(ids), (len(ids) - 1) // 2
-        weights = np.zeros((1, 2, T, T))
-        weights[0, 1, np.arange(n + 1, T), np.arange(n + 1, T) - n + 1] = 1.0
+        attention = np.zeros((1, 2, T, T))
+        attention[0, 1, np.arange(n + 1, T), np.arange(n + 1, T) - n + 1] = 1.0
         assert ids[1 : n + 1] == ids[n + 1 :]
-        return inside.View(weights, np.zeros((2, T, 8)))
+        return inside.View(attention, np.zeros((2, T, 8)))
 
     monkeypatch.setattr(inside, "look_inside", perfect)
     assert induction_scores(model).tolist() == [[0.0, 1.0]]
@@ -160,22 +160,8 @@ def test_the_page_needs_nothing_but_itself(model, corpus, ids):
     assert "kitchen" in html and "looks at" in html
 
 
-def test_words_on_the_page_are_escaped():
+def test_the_page_works_for_a_model_of_something_else_and_escapes_its_words():
+    html = page(SimpleLLM(Config(9, 12, 8, 1, 2)), [1, 5, 6], [f"t{i}" for i in range(9)])
+    assert "t5" in html and "questions answered" not in html
     svg = attention_map(np.ones((1, 1)), ["<b>&"], "a < b")
     assert "<b>" not in svg and "&lt;b&gt;&amp;" in svg and "a &lt; b" in svg
-
-
-def test_the_page_works_for_a_model_of_something_else():
-    model = SimpleLLM(Config(9, 12, 8, 1, 2))
-    html = page(model, [1, 5, 6], [f"t{i}" for i in range(9)])
-    assert "t5" in html and "questions answered" not in html
-
-
-def test_backward_after_a_look_inside_is_refused():
-    """It would mix the text that was looked at with the one whose loss was computed."""
-    model = SimpleLLM(Config(11, 8, 8, 2, 2))
-    ids = np.array([[1, 2, 3]])
-    model.loss(ids, ids)
-    inside.look_inside(model, [4, 5])
-    with pytest.raises(RuntimeError, match="needs a loss"):
-        model.backward()

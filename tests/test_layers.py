@@ -1,25 +1,19 @@
-"""Each layer alone: values against plain Python and PyTorch, and what it leaves alone.
-
-Gradients are compared with the definition by the book's sessions, layer for layer, and for
-every parameter of a model by test_model.py.
-"""
+"""Each layer alone, plain and fast: against the definition, plain Python, and PyTorch."""
 import math
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from simple_llm.gradcheck import check_layer, relative_error
-from simple_llm.layers import (
-    GELU, Block, CausalSelfAttention, CrossEntropy, Dropout, Embedding, FeedForward,
-    LayerNorm, Linear, causal_mask, softmax, split_heads,
+from simple_llm import layers as plain
+from simple_llm.engine import fast
+from simple_llm.gradcheck import (
+    check_layer, find_parameters, numerical_gradient, relative_error,
 )
 
 FIXTURE = dict(np.load(Path(__file__).with_name("fixture.npz")))
-
-
-def expected(name):
-    return FIXTURE[name].copy()
+each_kind = pytest.mark.parametrize("layers", [plain, fast], ids=["plain", "fast"])
 
 
 def normal(*shape, seed=0):
@@ -31,360 +25,337 @@ def error(ours, theirs):
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
-def assert_input_untouched(layer, x):
-    before = x.copy()
-    y = layer.forward(x)
-    dy = normal(*y.shape, seed=8).astype(y.dtype)
-    dy_before = dy.copy()
-    layer.backward(dy)
-    assert np.array_equal(x, before)
-    assert np.array_equal(dy, dy_before)
-
-
-def make_linear(inputs, outputs, seed=1):
-    layer = Linear(normal(inputs, outputs, seed=seed))
+def make_linear(layers, p=0.0, inputs=6, outputs=6, seed=1):
+    layer = layers.Linear(normal(inputs, outputs, seed=seed))
     layer.bias.data[...] = normal(outputs, seed=seed + 50)
     return layer
 
 
-def make_norm(width):
-    layer = LayerNorm(width, np.float64)
-    layer.weight.data[...] = normal(width, seed=2)
-    layer.bias.data[...] = normal(width, seed=3)
+def make_norm(layers, p=0.0, C=6):
+    layer = layers.LayerNorm(C, np.float64)
+    layer.weight.data[...], layer.bias.data[...] = normal(2, C, seed=2)
     return layer
 
 
-def make_dropout(p=0.0):
-    return Dropout(p, np.random.default_rng(5))
+def make_gelu(layers, p=0.0):
+    return layers.GELU()
 
 
-def make_attention(C=6, H=2, L=5, p=0.0):
-    return CausalSelfAttention(
-        make_linear(C, 3 * C, 11), make_linear(C, C, 12), H, causal_mask(L, np.float64),
-        make_dropout(p), make_dropout(p),
-    )
+def make_head(layers, p=0.0):
+    return layers.Head(plain.Parameter(normal(6, 6, seed=4)))
 
 
-def make_feed_forward(C=6, p=0.0):
-    return FeedForward(make_linear(C, 4 * C, 21), make_linear(4 * C, C, 22),
-                       make_dropout(p))
-
-
-def make_block(C=6, p=0.0):
-    return Block(make_norm(C), make_attention(C, p=p), make_norm(C),
-                 make_feed_forward(C, p))
-
-
-def freeze(layer):
-    """Dropout on, with the mask of the next forward for ever after."""
-    def dropouts(part):
-        if isinstance(part, Dropout):
-            yield part
-        elif hasattr(part, "__dict__"):
-            for inner in vars(part).values():
-                yield from dropouts(inner)
-
-    found = list(dropouts(layer))
-    for dropout in found:
-        dropout.training = True
-    return found
-
-
-# Linear
-
-
-def test_linear_is_a_weighted_sum_plus_a_bias():
-    layer, x = make_linear(3, 2), normal(4, 3)
-    y = layer.forward(x)
-    W, b = layer.weight.data, layer.bias.data
-    for n in range(4):
-        for o in range(2):
-            wanted = sum(x[n, i] * W[i, o] for i in range(3)) + b[o]
-            assert y[n, o] == pytest.approx(wanted, rel=1e-14)
-
-
-def test_linear_adds_to_gradients_that_are_there():
-    layer, x, dy = make_linear(3, 2), normal(4, 3), normal(4, 2, seed=7)
-    layer.forward(x)
-    layer.backward(dy)
-    once = layer.weight.grad.copy(), layer.bias.grad.copy()
-    layer.forward(x)
-    layer.backward(dy)
-    np.testing.assert_allclose(layer.weight.grad, 2 * once[0], rtol=1e-14)
-    np.testing.assert_allclose(layer.bias.grad, 2 * once[1], rtol=1e-14)
-
-
-# Embedding
-
-
-def test_embedding_looks_rows_up():
-    layer = Embedding(normal(5, 3))
-    ids = np.array([[4, 0], [4, 2]])
-    assert np.array_equal(layer.forward(ids), layer.weight.data[ids])
-
-
-def test_gradient_of_embedding_counts_repeated_ids():
-    layer, dy = Embedding(normal(5, 3)), normal(2, 4, 3, seed=1)
-    ids = np.array([[1, 1, 4, 1], [4, 0, 1, 1]])
-    layer.weight.grad[...] = 1.0
-    layer.forward(ids)
-    layer.backward(dy)
-    wanted = np.ones((5, 3))
-    for b in range(2):
-        for t in range(4):
-            wanted[ids[b, t]] += dy[b, t]
-    np.testing.assert_allclose(layer.weight.grad, wanted, rtol=1e-13)
-
-
-# LayerNorm
-
-
-def test_layer_norm_matches_pytorch():
-    layer = LayerNorm(4, np.float64)
-    layer.weight.data[...] = expected("layernorm/weight")
-    layer.bias.data[...] = expected("layernorm/bias")
-    y = layer.forward(expected("layernorm/x"))
-    assert error(y, expected("layernorm/y")) < 1e-13
-    dx = layer.backward(expected("layernorm/dy"))
-    for row in range(4):  # rows differ in size by 1000
-        assert error(dx[row], expected("layernorm/dx")[row]) < 1e-9, row
-    assert error(layer.weight.grad, expected("layernorm/dweight")) < 1e-13
-    assert error(layer.bias.grad, expected("layernorm/dbias")) < 1e-13
-
-
-def test_layer_norm_of_equal_numbers_is_its_bias():
-    layer = make_norm(3)
-    y = layer.forward(np.full((2, 3), 7.0))
-    np.testing.assert_allclose(y, [layer.bias.data] * 2, atol=1e-10)
-
-
-# GELU
-
-
-def test_gelu_matches_pytorch():
-    layer, x = GELU(), expected("gelu/x")
-    np.testing.assert_allclose(layer.forward(x), expected("gelu/y"),
-                               rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(layer.backward(np.ones_like(x)), expected("gelu/dx"),
-                               rtol=1e-12, atol=1e-15)
-
-
-def test_gelu_of_an_array_longer_than_a_piece():
-    layer = GELU()
-    x = normal(3, layer.piece // 2 + 1)
-    y, slope = layer.forward(x).copy(), layer.slope.copy()
-    for row in range(3):
-        alone = GELU()
-        assert np.array_equal(alone.forward(x[row]), y[row])
-        assert np.array_equal(alone.slope, slope[row])
-
-
-# Softmax and cross-entropy
-
-
-def test_softmax_is_exp_over_the_sum_of_exp():
-    z = normal(3, 4)
-    wanted = [[math.exp(x) / sum(map(math.exp, row)) for x in row]
-              for row in z.tolist()]
-    np.testing.assert_allclose(softmax(z), wanted, rtol=1e-14)
-
-
-def test_softmax_of_huge_logits_is_finite():
-    z = np.array([[1000.0, 999.0, -1000.0], [-5000.0, -5000.0, -np.inf]])
-    p = softmax(z)
-    q = 1 / (1 + math.exp(-1))
-    np.testing.assert_allclose(p, [[q, 1 - q, 0], [0.5, 0.5, 0]], rtol=1e-14)
-
-
-def test_cross_entropy_matches_pytorch():
-    layer = CrossEntropy()
-    loss = layer.forward(expected("crossentropy/x"), expected("crossentropy/targets"))
-    assert loss == pytest.approx(float(FIXTURE["crossentropy/loss"]), rel=1e-14)
-    assert error(layer.backward(), expected("crossentropy/dx")) < 1e-14
-
-
-def test_cross_entropy_is_the_mean_over_the_targets_that_count():
-    z, targets = normal(2, 3, 4), np.array([[0, -1, 3], [-1, -1, 2]])
-    terms = []
-    for b, t, target in [(0, 0, 0), (0, 2, 3), (1, 2, 2)]:
-        row = z[b, t].tolist()
-        terms.append(math.log(sum(map(math.exp, row))) - row[target])
-    loss = CrossEntropy().forward(z, targets)
-    assert loss == pytest.approx(sum(terms) / 3, rel=1e-14)
-
-
-def test_cross_entropy_divides_by_a_count_that_is_given():
-    z, targets = normal(2, 4), np.array([0, -1])
-    once, half = CrossEntropy(), CrossEntropy()
-    assert half.forward(z, targets, 2) == pytest.approx(once.forward(z, targets) / 2)
-    np.testing.assert_allclose(half.backward(), once.backward() / 2, rtol=1e-14)
-
-
-def test_cross_entropy_leaves_the_logits_alone():
-    z = normal(2, 4)
-    before = z.copy()
-    layer = CrossEntropy()
-    layer.forward(z, np.array([1, -1]))
-    layer.backward()
-    assert np.array_equal(z, before)
-
-
-def test_targets_that_are_all_minus_one_are_refused():
-    with pytest.raises(ValueError, match="all of them are -1"):
-        CrossEntropy().forward(normal(2, 4), np.array([-1, -1]))
-
-
-# Dropout
-
-
-def test_dropout_does_nothing_unless_training():
-    layer, x = make_dropout(0.5), normal(3, 4)
-    assert np.array_equal(layer.forward(x), x)
-    assert np.array_equal(layer.backward(x), x)
-
-
-def test_dropout_zeroes_its_share_and_scales_the_rest():
-    layer = make_dropout(0.3)
+def make_dropout(layers, p=0.0):
+    layer = layers.Dropout(p, np.random.default_rng(5))
     layer.training = True
-    y = layer.forward(np.ones(100_000))
-    zeros = (y == 0).mean()
-    assert abs(zeros - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 100_000)
-    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-14)
+    return layer
 
 
-def test_dropout_draws_a_new_mask_for_each_forward():
-    layer = make_dropout(0.5)
-    layer.training = True
-    first = layer.forward(np.ones(100)).copy()
-    assert not np.array_equal(first, layer.forward(np.ones(100)))
+def make_attention(layers, p=0.0, H=2):
+    return layers.CausalSelfAttention(
+        make_linear(layers, 0, 6, 18, 11), make_linear(layers, 0, 6, 6, 12), H,
+        plain.causal_mask(5, np.float64), make_dropout(layers, p), make_dropout(layers, p))
 
 
-def test_dropout_sends_the_gradient_through_the_mask_of_the_forward():
-    layer = make_dropout(0.5)
-    layer.training = True
-    y = layer.forward(np.ones((10, 10))).copy()
-    assert np.array_equal(layer.backward(np.ones((10, 10))), y)
+def make_feed_forward(layers, p=0.0):
+    return layers.FeedForward(make_linear(layers, 0, 6, 24, 21), layers.GELU(),
+                              make_linear(layers, 0, 24, 6, 22), make_dropout(layers, p))
 
 
-# Feed-forward, attention, block
+def make_block(layers, p=0.0):
+    return layers.Block(make_norm(layers), make_attention(layers, p), make_norm(layers),
+                        make_feed_forward(layers, p))
 
 
-@pytest.mark.parametrize("make", [make_feed_forward, make_attention, make_block])
-def test_backward_uses_the_dropout_masks_of_its_forward(make):
-    layer, x, dy = make(p=0.5), normal(2, 4, 6), normal(2, 4, 6, seed=3)
-    dropouts = freeze(layer)
-    layer.forward(x)
-    masks = [dropout.mask.copy() for dropout in dropouts]
-    dx = layer.backward(dy).copy()
-    for dropout, mask in zip(dropouts, masks):
-        assert np.array_equal(dropout.mask, mask)
-        dropout.frozen = True
-    layer.forward(x)
-    assert np.array_equal(layer.backward(dy), dx)
+MAKERS = {"linear": make_linear, "norm": make_norm, "gelu": make_gelu, "head": make_head,
+          "dropout": make_dropout, "feed_forward": make_feed_forward,
+          "attention": make_attention, "block": make_block}
+each_layer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
-def test_split_heads_takes_each_head_its_own_columns():
-    x = np.arange(2 * 3 * 12.0).reshape(2, 3, 12)      # B, T, 3 * H * D = 3 * 2 * 2
-    heads = split_heads(x, 2, parts=3)
-    assert heads.shape == (3, 2, 2, 3, 2)
-    for part, b, h, t, d in np.ndindex(heads.shape):
-        assert heads[part, b, h, t, d] == x[b, t, part * 4 + h * 2 + d]
+def parts_of(layer):
+    """A layer, and all layers within."""
+    yield layer
+    for value in vars(layer).values():
+        if hasattr(value, "backward"):
+            yield from parts_of(value)
 
 
-def test_causal_mask_by_hand():
-    never = -np.inf
-    assert causal_mask(3, np.float64).tolist() == [
-        [0, never, never], [0, 0, never], [0, 0, 0],
-    ]
+class Dice:
+    """Layers in a row, whose dropout rolls the same dice in each forward."""
+
+    def __init__(self, *row):
+        self.__dict__.update({str(n): layer for n, layer in enumerate(row)})
+        self.forward_of, self.backward_of = (
+            [getattr(layer, way) for layer in row] for way in ("forward", "backward"))
+
+    def forward(self, x):
+        rng = np.random.default_rng(5)
+        for part in [*parts_of(self)][1:]:
+            part.rng = rng
+        for forward in self.forward_of:
+            x = forward(x)
+        return x
+
+    def backward(self, dy):
+        for backward in reversed(self.backward_of):
+            dy = backward(dy)
+        return dy
 
 
-def test_attention_by_hand():
-    B, T, C, H = 2, 4, 6, 2
-    D = C // H
-    layer, x = make_attention(C, H), normal(B, T, C)
-    y = layer.forward(x)
-    W, b = layer.qkv.weight.data, layer.qkv.bias.data
-    for s in range(B):
-        mixed = np.zeros((T, C))
-        q, k, v = np.split(x[s] @ W + b, 3, axis=1)
-        for h in range(H):
-            own = slice(h * D, (h + 1) * D)
-            for t in range(T):
-                scores = [q[t, own] @ k[u, own] / math.sqrt(D) for u in range(t + 1)]
-                total = sum(map(math.exp, scores))
-                for u, score in enumerate(scores):
-                    mixed[t, own] += math.exp(score) / total * v[u, own]
-        wanted = mixed @ layer.project.weight.data + layer.project.bias.data
-        np.testing.assert_allclose(y[s], wanted, rtol=1e-12, atol=1e-13)
+def arrays_in(thing, seen=None):
+    """Every array that can be reached from a thing."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen or isinstance(thing, (type, ModuleType)):
+        return
+    seen.add(id(thing))
+    if isinstance(thing, (np.ndarray, np.floating)):
+        yield thing
+    inner = vars(thing) if hasattr(thing, "__dict__") else thing
+    inner = inner.values() if isinstance(inner, dict) else inner
+    for value in inner if isinstance(inner, (list, tuple, type({}.values()))) else ():
+        yield from arrays_in(value, seen)
 
 
-def test_attention_sees_the_past_and_itself_but_not_the_future():
-    layer, x = make_attention(), normal(1, 4, 6)
-    before = layer.forward(x).copy()
-    for t in range(4):
-        changed = x.copy()
-        changed[0, t] += 1.0
-        moved = np.abs(layer.forward(changed) - before).max(axis=2)[0] > 1e-9
-        assert moved.tolist() == [u >= t for u in range(4)]
+# Every layer
 
 
-def test_a_block_adds_to_the_stream():
-    block, x = make_block(), normal(1, 3, 6)
-    block.attention.project.weight.data[...] = 0
-    block.attention.project.bias.data[...] = 0
-    block.feed_forward.narrow.weight.data[...] = 0
-    block.feed_forward.narrow.bias.data[...] = 0
-    assert np.array_equal(block.forward(x), x)
-
-
-each_layer = pytest.mark.parametrize("make", [
-    lambda: make_linear(6, 6), lambda: make_norm(6), GELU, make_feed_forward,
-    make_attention, make_block,
-], ids=["linear", "norm", "gelu", "feed_forward", "attention", "block"])
-
-
+@each_kind
 @each_layer
-def test_layers_change_neither_their_input_nor_the_gradient_given_to_them(make):
-    assert_input_untouched(make(), normal(2, 4, 6))
+def test_gradients_are_those_of_the_definition(layers, make):
+    """Also of two in a row: fast ones hand the gradient down in the same scratch array."""
+    assert check_layer(make(layers), normal(2, 3, 6)) < 1e-6
+    assert check_layer(Dice(make(layers, 0.4)), normal(1, 1, 6)) < 1e-6
+    assert check_layer(Dice(make(layers, 0.4), make(layers, 0.4)), normal(1, 3, 6)) < 1e-6
 
 
+@each_kind
 @each_layer
-def test_layers_give_the_same_after_an_input_of_another_size(make):
-    """The workspaces are kept; nothing of the larger input may be left in them."""
-    layer, x, dy = make(), normal(2, 3, 6), normal(2, 3, 6, seed=1)
-    y = layer.forward(x).copy()
-    dx = layer.backward(dy).copy()
+def test_gradients_are_added_and_what_is_given_is_left_alone(layers, make):
+    layer, x, dy = make(layers), normal(2, 4, 6), normal(2, 4, 6, seed=3)
+    after = []
+    for _ in range(2):
+        layer.forward(x)
+        layer.backward(dy)
+        after.append([p.grad.copy() for p in find_parameters(layer)])
+    for once, twice in zip(*after):
+        np.testing.assert_allclose(twice, 2 * once, rtol=1e-12)
+    assert np.array_equal(x, normal(2, 4, 6))
+    assert np.array_equal(dy, normal(2, 4, 6, seed=3))
+
+
+@each_kind
+@each_layer
+def test_a_larger_input_between_changes_nothing(layers, make):
+    """Workspaces are kept; nothing of the larger input may be left in them."""
+    layer, x, dy = Dice(make(layers, 0.3)), normal(2, 3, 6), normal(2, 3, 6, seed=1)
+    y, dx = layer.forward(x).copy(), layer.backward(dy).copy()
     layer.backward(layer.forward(normal(4, 5, 6, seed=2)).copy())
     assert np.array_equal(layer.forward(x), y)
     assert np.array_equal(layer.backward(dy), dx)
 
 
-@each_layer
-def test_two_layers_of_a_kind_in_a_row_do_not_spoil_each_others_gradients(make):
-    """They hand the gradient down in the same scratch array."""
-    class Two:
-        def __init__(self):
-            self.first, self.second = make(), make()
+def test_what_a_plain_layer_returns_is_the_callers_to_keep():
+    """It shares memory with nothing, and a second pass does not change it."""
+    def passes(layer, x, dy):
+        y = layer.forward(x)
+        return y, layer.backward(dy)
 
-        def forward(self, x):
-            return self.second.forward(self.first.forward(x))
+    def loss(layer, z, targets):
+        layer.forward(z, targets)
+        return (layer.backward(),)
 
-        def backward(self, dy):
-            return self.first.backward(self.second.backward(dy))
+    ids, targets = np.array([[4, 0], [4, 2]]), np.array([[1, -1], [3, 0]])
+    cases = [(passes, make(plain, p), normal(2, 4, 6), normal(2, 4, 6, seed=1))
+             for make in MAKERS.values() for p in (0.0, 0.4)]
+    cases += [(passes, make_attention(plain, H=1), normal(1, 1, 6), normal(1, 1, 6)),
+              (passes, plain.Embedding(normal(5, 3)), ids, normal(2, 2, 3)),
+              (loss, plain.CrossEntropy(), normal(2, 2, 4), targets)]
+    for run, layer, *inputs in cases:
+        before = [array.copy() for array in inputs]
+        returned = [array for array in run(layer, *inputs) if array is not None]
+        kept = [array.copy() for array in returned]
+        for array in returned:
+            for other in [*inputs, *arrays_in(layer)]:
+                assert not np.shares_memory(array, other), layer
+        run(layer, *[array[:, ::-1] for array in inputs])
+        for now, then in zip([*returned, *inputs], [*kept, *before]):
+            assert np.array_equal(now, then), layer
 
-    assert check_layer(Two(), normal(2, 4, 6)) < 1e-6
+
+# Linear and embedding
+
+
+@each_kind
+def test_linear_is_a_weighted_sum_plus_a_bias(layers):
+    layer, x = make_linear(layers, inputs=3, outputs=2), normal(4, 3)
+    W, b = layer.weight.data, layer.bias.data
+    wanted = [[sum(x[n, i] * W[i, o] for i in range(3)) + b[o] for o in range(2)]
+              for n in range(4)]
+    np.testing.assert_allclose(layer.forward(x), wanted, rtol=1e-13)
+
+
+@each_kind
+def test_embedding_looks_rows_up_and_counts_repeated_ids(layers):
+    layer, dy = layers.Embedding(normal(5, 3)), normal(2, 4, 3, seed=1)
+    ids = np.array([[1, 1, 4, 1], [4, 0, 1, 1]])
+    layer.weight.grad[...] = wanted = np.ones((5, 3))
+    assert np.array_equal(layer.forward(ids), layer.weight.data[ids])
+    layer.backward(dy)
+    for b, t in np.ndindex(ids.shape):
+        wanted[ids[b, t]] += dy[b, t]
+    np.testing.assert_allclose(layer.weight.grad, wanted, rtol=1e-13)
+
+
+# LayerNorm and GELU
+
+
+@each_kind
+def test_layer_norm_matches_pytorch(layers):
+    layer = layers.LayerNorm(4, np.float64)
+    x, y, dy, dx, weight, bias, dweight, dbias = (
+        FIXTURE[f"layernorm/{name}"] for name in "x y dy dx weight bias dweight dbias".split())
+    layer.weight.data[...], layer.bias.data[...] = weight, bias
+    assert error(layer.forward(x), y) < 1e-13
+    ours = layer.backward(dy)
+    assert all(error(ours[row], dx[row]) < 1e-9 for row in range(4))   # sizes differ by 1000
+    assert error(layer.weight.grad, dweight) < 1e-13
+    assert error(layer.bias.grad, dbias) < 1e-13
+
+
+@each_kind
+def test_layer_norm_of_equal_numbers_is_its_bias(layers):
+    layer = make_norm(layers)
+    y = layer.forward(np.full((2, 6), 7.0))
+    np.testing.assert_allclose(y, [layer.bias.data] * 2, atol=1e-9)
+
+
+@each_kind
+def test_gelu_matches_pytorch(layers):
+    layer, x = layers.GELU(), FIXTURE["gelu/x"]
+    same = {"rtol": 1e-12, "atol": 1e-15}
+    np.testing.assert_allclose(layer.forward(x), FIXTURE["gelu/y"], **same)
+    np.testing.assert_allclose(layer.backward(np.ones_like(x)), FIXTURE["gelu/dx"], **same)
+
+
+# Softmax and cross-entropy
+
+
+def test_softmax_is_exp_over_the_sum_of_exp_and_finite():
+    z = normal(3, 4)
+    wanted = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in z.tolist()]
+    np.testing.assert_allclose(plain.softmax(z), wanted, rtol=1e-14)
+    z = np.array([[1000.0, 999.0, -1000.0], [-5000.0, -5000.0, -np.inf]])
+    q = 1 / (1 + math.exp(-1))
+    np.testing.assert_allclose(plain.softmax(z), [[q, 1 - q, 0], [0.5, 0.5, 0]], rtol=1e-14)
+
+
+@each_kind
+def test_cross_entropy_matches_pytorch(layers):
+    layer = layers.CrossEntropy()
+    loss = layer.forward(FIXTURE["crossentropy/x"], FIXTURE["crossentropy/targets"])
+    assert loss == pytest.approx(float(FIXTURE["crossentropy/loss"]), rel=1e-14)
+    assert error(layer.backward(), FIXTURE["crossentropy/dx"]) < 1e-14
+
+
+@each_kind
+def test_cross_entropy_is_the_mean_over_the_targets_that_count(layers):
+    z, targets = normal(2, 3, 4), np.array([[0, -1, 3], [-1, -1, 2]])
+    terms = [math.log(sum(map(math.exp, z[b, t]))) - z[b, t, target]
+             for b, t, target in [(0, 0, 0), (0, 2, 3), (1, 2, 2)]]
+    layer = layers.CrossEntropy()
+    assert layer.forward(z, targets) == pytest.approx(sum(terms) / 3, rel=1e-14)
+    dz = layer.backward().copy()
+    assert not dz[targets < 0].any()
+    assert relative_error(dz, numerical_gradient(lambda: layer.forward(z, targets), z)) < 1e-6
+    assert layer.forward(z, targets, 6) == pytest.approx(sum(terms) / 6, rel=1e-14)
+    np.testing.assert_allclose(layer.backward(), dz / 2, rtol=1e-13)
+    assert np.array_equal(z, normal(2, 3, 4))
+    with pytest.raises(ValueError, match="all of them are -1"):
+        layer.forward(z, np.full((2, 3), -1))
+
+
+# Dropout
+
+
+@each_kind
+def test_dropout_does_nothing_unless_training(layers):
+    layer, x = make_dropout(layers, 0.5), normal(3, 4)
+    layer.training = False
+    assert np.array_equal(layer.forward(x), x) and np.array_equal(layer.backward(x), x)
+
+
+@each_kind
+def test_dropout_zeroes_its_share_scales_the_rest_and_rolls_anew(layers):
+    layer, ones = make_dropout(layers, 0.3), np.ones(100_000)
+    y = layer.forward(ones).copy()
+    assert abs((y == 0).mean() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 100_000)
+    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-14)
+    assert np.array_equal(layer.backward(ones), y)             # through the same mask
+    assert not np.array_equal(layer.forward(ones), y)
+
+
+# Attention and block
+
+
+def test_heads_are_split_each_with_its_own_columns_and_merged_again():
+    x = np.arange(2 * 3 * 12.0).reshape(2, 3, 12)              # B, T, C; or 3 thirds of 2 * 2
+    heads = plain.split_heads(x, 3)
+    assert heads.shape == (2, 3, 3, 4)
+    assert all(heads[b, h, t, d] == x[b, t, h * 4 + d] for b, h, t, d in np.ndindex(heads.shape))
+    assert np.array_equal(plain.merge_heads(heads), x)
+    thirds = fast.split_heads(x, 2, 3)
+    assert thirds.shape == (3, 2, 2, 3, 2)
+    assert all(np.array_equal(ours, plain.split_heads(third, 2))
+               for ours, third in zip(thirds, np.split(x, 3, axis=-1)))
+
+
+def test_causal_mask_by_hand():
+    never = -np.inf
+    assert plain.causal_mask(3, np.float64).tolist() == [
+        [0, never, never], [0, 0, never], [0, 0, 0]]
+
+
+@each_kind
+def test_attention_by_hand(layers):
+    B, T, C, H, D = 2, 4, 6, 2, 3
+    layer, x = make_attention(layers), normal(B, T, C)
+    y = layer.forward(x)
+    for s in range(B):
+        mixed = np.zeros((T, C))
+        q, k, v = np.split(x[s] @ layer.qkv.weight.data + layer.qkv.bias.data, 3, axis=1)
+        for h, t in np.ndindex(H, T):
+            own = slice(h * D, (h + 1) * D)
+            scores = [math.exp(q[t, own] @ k[u, own] / math.sqrt(D)) for u in range(t + 1)]
+            for u, score in enumerate(scores):
+                assert layer.p[s, h, t, u] == pytest.approx(score / sum(scores), rel=1e-12)
+                mixed[t, own] += score / sum(scores) * v[u, own]
+        wanted = mixed @ layer.project.weight.data + layer.project.bias.data
+        np.testing.assert_allclose(y[s], wanted, rtol=1e-12, atol=1e-13)
+
+
+@each_kind
+def test_a_block_adds_to_the_stream(layers):
+    block, x = make_block(layers), normal(1, 3, 6)
+    for last in (block.attention.project, block.feed_forward.narrow):
+        last.weight.data[...] = last.bias.data[...] = 0
+    assert np.array_equal(block.forward(x), x)
+
+
+def test_a_cache_returns_all_that_was_appended():
+    cache, k = plain.KVCache(1, 2, 5, 3, np.float64), normal(1, 2, 4, 3)
+    cache.append(k[:, :, :1], -k[:, :, :1])
+    keys, values = cache.append(k[:, :, 1:], -k[:, :, 1:])
+    assert np.array_equal(keys, k) and np.array_equal(values, -k)
 
 
 # The instrument
 
 
-def test_relative_error_is_a_fraction_of_the_largest_element():
-    assert relative_error(np.array([1.0, 10.0]), np.array([2.0, 10.0])) == 0.1
-
-
 def test_check_layer_rejects_a_wrong_backward():
-    class Wrong(Linear):
+    class Wrong(plain.Linear):
         def backward(self, dy):
             return 1.01 * super().backward(dy)
 
+    assert relative_error(np.array([1.0, 10.0]), np.array([2.0, 10.0])) == 0.1
     assert check_layer(Wrong(normal(3, 2)), normal(4, 3)) > 1e-3

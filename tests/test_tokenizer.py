@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from simple_llm.checkpoint import UserError
+from simple_llm.errors import UserError
 from simple_llm.tokenizer import Tokenizer
 
 ODD = (
@@ -28,7 +28,7 @@ def test_characters_make_the_round_trip_and_words_come_back_with_one_space_betwe
     tokenizer = Tokenizer.from_text(ODD, "char")
     ids = tokenizer.encode(ODD)
     assert tokenizer.decode(iter(ids)) == ODD and len(ids) == len(ODD)
-    assert {type(id) for id in ids} == {int}
+    assert {type(token) for token in ids} == {int}
     tokenizer = Tokenizer.from_text("where is anna ?")
     assert tokenizer.decode(tokenizer.encode("where  is\nanna?")) == "where is anna ?"
     assert tokenizer.encode("") == [] and tokenizer.decode([]) == ""
@@ -36,8 +36,8 @@ def test_characters_make_the_round_trip_and_words_come_back_with_one_space_betwe
 
 def test_words_are_runs_of_letters_or_runs_of_signs():
     pieces = Tokenizer.from_text("x").cut("don't go... to_2 the-end!\n(née)")
-    assert pieces == ["don", "'", "t", "go", "...", "to_2", "the", "-", "end", "!", "(",
-                      "née", ")"]
+    assert [*pieces] == ["don", "'", "t", "go", "...", "to_2", "the", "-", "end", "!", "(",
+                           "née", ")"]
 
 
 @pytest.mark.parametrize("kind", ["word", "char"])
@@ -68,10 +68,10 @@ def test_an_unknown_word_becomes_unk_with_a_warning_that_names_five_at_the_most(
     assert str(caught[0].message).endswith("'a', 'b', 'c', 'd', 'e', ...")
 
 
-@pytest.mark.parametrize("id", [-1, 5])
-def test_an_id_outside_the_vocabulary_is_refused(id):
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_an_id_outside_the_vocabulary_is_refused(wrong):
     with pytest.raises(UserError, match=r"outside 0\.\.4"):
-        Tokenizer.from_text("a").decode([4, id])
+        Tokenizer.from_text("a").decode([4, wrong])
 
 
 @pytest.mark.parametrize(("text", "kind", "says"), [

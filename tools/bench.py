@@ -1,4 +1,4 @@
-"""How fast is it? python tools/bench.py [--json | ladder [NAME] | layouts | figures DIRECTORY]
+"""How fast is it? python tools/bench.py [--json | layouts | figures DIRECTORY]
 
 Needs build/ (make tangle), and NumPy alone; bench_torch.py puts PyTorch beside it.
 """
@@ -12,8 +12,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,17 +23,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 import numpy as np  # noqa: E402
 
 from bench_charts import draw_growth, draw_roofline, draw_token_times  # noqa: E402
-from simple_llm.layers import (  # noqa: E402
-    GELU, Array, CausalSelfAttention, Embedding, Layer, LayerNorm,
-)
+from simple_llm.batches import Array, Batch  # noqa: E402
+from simple_llm.engine.fast import AdamW, FastLLM, Flat  # noqa: E402
+from simple_llm.engine.parallel import DataParallel  # noqa: E402
 from simple_llm.model import Config, SimpleLLM  # noqa: E402
-from simple_llm.optimizer import AdamW, clip_gradients  # noqa: E402
-from simple_llm.parallel import DataParallel, gradient_of_share  # noqa: E402
-from simple_llm.speed import (  # noqa: E402
-    adam_by_parameter, add_at, attend, attend_backward, best_time, fresh_array,
-    gelu_at_once, gelu_with_power, jobs, memory_rate, norm_backward, norm_forward,
-    operations, product_rate,
-)
+from simple_llm.optimizer import clip_gradients  # noqa: E402
 
 
 SIZES = {                                               # and the batch of each
@@ -46,24 +38,77 @@ SIZES = {                                               # and the batch of each
 }
 
 
-def make_batch(config: Config, batch: int) -> tuple[Array, Array]:
+def operations(config: Config, batch: int, length: int) -> int:
+    """Multiplications and additions in the matrix products of a training step."""
+    C, n, T = config.d_model, config.n_layers, length
+    token = n * (2 * 12 * C * C + 2 * 2 * T * C) + 2 * config.vocab_size * C
+    return 3 * token * batch * T
+
+
+def product_rate(size: int = 1024) -> float:
+    """Operations per second of one core in a large matrix product."""
+    a = np.ones((size, size), np.float32)
+    return 2 * size**3 / best_time(lambda: np.matmul(a, a), 10)
+
+
+def memory_rate(size: int = 2**24) -> float:
+    """Bytes per second that one core moves when it adds two long vectors."""
+    a, out = np.ones(size, np.float32), np.ones(size, np.float32)
+    return 3 * a.nbytes / best_time(lambda: np.add(a, out, out=out), 10)
+
+
+def best_time(job: Callable[[], Any], times: int) -> float:
+    """Seconds for the quickest of several runs: the others were disturbed."""
+    def once() -> float:
+        start = time.perf_counter()
+        job()
+        return time.perf_counter() - start
+    return min(once() for _ in range(times))
+
+
+def jobs() -> dict[str, tuple[Callable[[], Any], float, float]]:
+    """Some jobs of a step of nano, with their operations and their bytes."""
+    N, C = 384, 128
+    x, wide = np.ones((N, C), np.float32), np.ones((N, 4 * C), np.float32)
+    W, row = np.ones((C, 4 * C), np.float32), np.ones(4 * C, np.float32)
+    q, scores = np.ones((24, 64, 32), np.float32), np.ones((24, 64, 64), np.float32)
+    long, n = np.ones(2**24, np.float32), wide.size
+    return {
+        "widen": (lambda: np.matmul(x, W, out=wide), 2 * N * C * 4 * C,
+                  4 * (x.size + W.size + n)),
+        "scores": (lambda: np.matmul(q, q.transpose(0, 2, 1), out=scores),
+                   2 * 24 * 64 * 64 * 32, 4 * (2 * q.size + scores.size)),
+        "add bias": (lambda: np.add(wide, row, out=wide), n, 8 * n),
+        "tanh": (lambda: np.tanh(wide, out=wide), n, 8 * n),
+        "row maximum": (lambda: scores.max(axis=-1), scores.size, 4 * scores.size),
+        "long sum": (lambda: np.add(long, long, out=long), long.size, 8 * long.size),
+    }
+
+
+def make_batch(config: Config, batch: int) -> Batch:
     """Random ids and targets, (B, T) each."""
     rng = np.random.default_rng(0)
     shape = (batch, config.context_length)
-    return rng.integers(config.vocab_size, size=shape), rng.integers(
-        config.vocab_size, size=shape)
+    return Batch(rng.integers(config.vocab_size, size=shape),
+                 rng.integers(config.vocab_size, size=shape))
+
+
+def in_parallel(model: SimpleLLM, workers: int = 1) -> DataParallel:
+    """A team for a model, with AdamW on one vector."""
+    return DataParallel(model, AdamW(Flat(model)), workers)
 
 
 def step_time(
-    config: Config, batch: int, make_team: Callable[..., Any], steps: int = 40
+    model: SimpleLLM, batch: int, make_team: Callable[[SimpleLLM], Any] = in_parallel,
+    steps: int = 40,
 ) -> float:
     """Seconds for a training step: gradient, clip, AdamW."""
-    model, (ids, targets), times = SimpleLLM(config), make_batch(config, batch), []
-    with make_team(model, optimizer=AdamW(model)) as team:
+    rows, times = make_batch(model.config, batch), []
+    with make_team(model) as team:
         for _ in range(3 + steps):
             start = time.perf_counter()
-            team.loss_and_gradient(ids, targets)
-            clip_gradients(model, 1.0)
+            team.loss_and_gradient(rows)
+            clip_gradients(team.parameters, 1.0)
             team.step(1e-4)
             times.append(time.perf_counter() - start)
     return statistics.median(times[3:])
@@ -71,7 +116,7 @@ def step_time(
 
 def generation_rate(config: Config, tokens: int = 200) -> float:
     """Tokens per second, one text at a time, with the cache."""
-    model = SimpleLLM(replace(config, context_length=max(256, config.context_length)))
+    model = FastLLM(replace(config, context_length=max(256, config.context_length)))
     start = time.perf_counter()
     for _ in model.generate([1], max_new_tokens=tokens, seed=0):
         pass
@@ -81,7 +126,7 @@ def generation_rate(config: Config, tokens: int = 200) -> float:
 def measure(name: str, workers: int) -> dict[str, float]:
     """What `make bench` shows about one model."""
     config, batch = SIZES[name]
-    seconds = step_time(config, batch, partial(DataParallel, workers=workers))
+    seconds = step_time(FastLLM(config), batch, partial(in_parallel, workers=workers))
     work = operations(config, batch, config.context_length)
     return {
         "step_ms": seconds * 1e3,
@@ -130,108 +175,34 @@ def measure_jobs() -> dict[str, tuple[float, float]]:
             for name, (job, count, size) in jobs().items()}
 
 
-FIRST = [
-    ("x * x * x for x**3", [(GELU, "forward", gelu_with_power)]),
-    ("GELU in pieces, in place", [(GELU, "forward", gelu_at_once)]),
-    ("attention: in place, on views", [
-        (CausalSelfAttention, "forward", attend),
-        (CausalSelfAttention, "backward", attend_backward)]),
-    ("LayerNorm by products", [
-        (LayerNorm, "forward", norm_forward), (LayerNorm, "backward", norm_backward)]),
-    ("sorted ids for np.add.at", [(Embedding, "backward", add_at)]),
-    ("AdamW on one vector", [(AdamW, "step", adam_by_parameter)]),
-    ("workspaces", [(Layer, each, fresh_array) for each in ("workspace", "scratch")]),
-]
-
-
-@contextmanager
-def first_versions(skip: int = 0) -> Iterator[None]:
-    """Within this context, all methods but the first few are the first versions."""
-    changes = [change for _, changes in FIRST[skip:] for change in changes]
-    ours = [getattr(cls, name) for cls, name, _ in changes]
-    for cls, name, method in reversed(changes):        # the earliest wins
-        setattr(cls, name, method)
-    try:
-        yield
-    finally:
-        for (cls, name, _), method in reversed(list(zip(changes, ours))):
-            setattr(cls, name, method)
-
-
-class TwoThreads:
-    """Like DataParallel with two workers, in threads."""
-
-    def __init__(self, model: SimpleLLM, optimizer: AdamW | None = None) -> None:
-        self.models, self.optimizer = [model, SimpleLLM(model.config)], optimizer
-        self.models[1].attach(model.data, self.models[1].grad)
-        self.pool = ThreadPoolExecutor(2)
-
-    def loss_and_gradient(self, ids: Array, targets: Array) -> float:
-        halves = zip(self.models, np.array_split(ids, 2), np.array_split(targets, 2))
-        jobs = [self.pool.submit(gradient_of_share, *half, targets.size, (0, 0, worker))
-                for worker, half in enumerate(halves)]
-        loss = sum(job.result() for job in jobs)
-        self.models[0].grad += self.models[1].grad
-        return loss
-
-    def step(self, learning_rate: float) -> None:
-        self.optimizer.step(learning_rate)
-
-    def __enter__(self) -> TwoThreads:
-        return self
-
-    def __exit__(self, *reason: Any) -> None:
-        self.pool.shutdown()
-
-
-def print_way_down(name: str = "nano") -> None:
-    """The step time as the first versions give way to ours, one by one."""
-    config, batch = SIZES[name]
-    bound = operations(config, batch, config.context_length) / product_rate() * 1e3
-    print(f"{name:34} {'ms':>7} {'before':>8} {'bound':>7}")
-    before = None
-
-    def row(label: str, team: Callable[..., Any], bound: float) -> float:
-        ms = step_time(config, batch, team) * 1e3
-        change = f"{ms / before:7.2f}x" if before else " " * 8
-        print(f"{label:34} {ms:7.1f} {change} {ms / bound:6.1f}x", flush=True)
-        return ms
-
-    for skip in range(len(FIRST) + 1):
-        label = FIRST[skip - 1][0] if skip else "as one writes it first"
-        with first_versions(skip):
-            before = row(label, DataParallel, bound)
-    row("two threads", TwoThreads, bound / 2)
-    row("two processes", partial(DataParallel, workers=2), bound / 2)
-
-
 def by_rows(model: SimpleLLM) -> SimpleLLM:
     """Let each weight lie in memory row after row."""
-    for p in model.flat:
+    for p in model.parameters():
         p.data = np.ascontiguousarray(p.data)
     return model
 
 
 def print_layouts(config: Config = Config(50257, 1024, 768, 12, 12), rounds: int = 7) -> None:
     """What a token costs a model of GPT-2's smallest size, its weights in either order."""
-    models = {"rows": by_rows(SimpleLLM(config)), "columns": SimpleLLM(config)}
+    models = {"rows": by_rows(FastLLM(config)), "columns": FastLLM(config)}
+    size = sum(p.data.nbytes for p in models["rows"].parameters())
     times: dict[str, list[float]] = {name: [] for name in models}
     for name in [*models] * rounds:
         times[name].append(float(np.median(time_tokens(models[name], 100, temperature=0))))
     for name, found in times.items():
         seconds = statistics.median(found)
         print(f"weights by {name:7} {seconds * 1e3:5.1f} ms per token, "
-              f"{models[name].data.nbytes / seconds / 1e9:3.0f} GB/s")
+              f"{size / seconds / 1e9:3.0f} GB/s")
 
 
 def growth() -> dict[str, list[float]]:
     """Cost at 1, 2, 4 and 8 times the size, as multiples of the first."""
     nano, times = SIZES["nano"][0], (1, 2, 4, 8)
     measures: dict[str, Callable[[int], float]] = {
-        "time, by batch": lambda k: step_time(nano, 4 * k, DataParallel, steps=10),
+        "time, by batch": lambda k: step_time(FastLLM(nano), 4 * k, steps=10),
         "time, by layers": lambda k: step_time(
-            replace(nano, n_layers=k), 12, DataParallel, steps=10),
-        "workspaces, by batch": lambda k: workspace_bytes(nano, 4 * k),
+            FastLLM(replace(nano, n_layers=k)), 12, steps=10),
+        "memory, by batch": lambda k: workspace_bytes(nano, 4 * k),
     }
     costs = {name: [cost(k) for k in times] for name, cost in measures.items()}
     return {name: [each / found[0] for each in found] for name, found in costs.items()}
@@ -239,9 +210,8 @@ def growth() -> dict[str, list[float]]:
 
 def workspace_bytes(config: Config, batch: int) -> float:
     """The memory of a model that has made a step, without its parameters."""
-    Layer.shared.__dict__.clear()                      # what other models have claimed
     tracemalloc.start()
-    model, (ids, targets) = SimpleLLM(config), make_batch(config, batch)
+    model, (ids, targets) = FastLLM(config), make_batch(config, batch)
     before = tracemalloc.get_traced_memory()[0]
     model.loss(ids, targets)
     model.backward()
@@ -252,7 +222,7 @@ def workspace_bytes(config: Config, batch: int) -> float:
 
 def token_times(config: Config, tokens: int) -> Array:
     """Seconds for each token of a text that is generated with the cache."""
-    model = SimpleLLM(replace(config, context_length=tokens))
+    model = FastLLM(replace(config, context_length=tokens))
     return np.median([time_tokens(model, tokens - 1) for _ in range(5)], axis=0)
 
 
@@ -277,8 +247,6 @@ def main(arguments: list[str]) -> None:
             bench(workers, bool(arguments))
         case ["one", name, count]:
             print(json.dumps(measure(name, int(count))))
-        case ["ladder", *name]:
-            print_way_down(*name)
         case ["layouts"]:
             print_layouts()
         case ["figures", directory]:

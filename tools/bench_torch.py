@@ -28,10 +28,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 
 import numpy as np  # noqa: E402
 
-from bench import SIZES, make_batch  # noqa: E402
-from simple_llm.model import Config, SimpleLLM  # noqa: E402
-from simple_llm.optimizer import AdamW, clip_gradients  # noqa: E402
-from simple_llm.parallel import DataParallel  # noqa: E402
+from bench import SIZES, in_parallel, make_batch  # noqa: E402
+from simple_llm.engine.fast import FastLLM  # noqa: E402
+from simple_llm.model import Config  # noqa: E402
+from simple_llm.optimizer import clip_gradients  # noqa: E402
 
 CORES = 2
 
@@ -86,15 +86,13 @@ def torch_model(config: Config) -> Any:
     return GPT()
 
 
-def our_step(config: Config, batch: int) -> Callable[[], None]:
-    model = SimpleLLM(config)
-    workers = DataParallel(model, CORES, optimizer=AdamW(model))
-    ids, targets = make_batch(config, batch)
+def our_step(config: Config, batch: int, workers: int = CORES) -> Callable[[], None]:
+    team, rows = in_parallel(FastLLM(config), workers), make_batch(config, batch)
 
     def step() -> None:
-        workers.loss_and_gradient(ids, targets)
-        clip_gradients(model, 1.0)
-        workers.step(1e-4)
+        team.loss_and_gradient(rows)
+        clip_gradients(team.parameters, 1.0)
+        team.step(1e-4)
 
     return step
 
@@ -135,13 +133,18 @@ def duel(ours: Callable, theirs: Callable, times: int, blocks: int = 9) -> tuple
     return (*map(median, zip(*pairs)), median(a / b for a, b in pairs))
 
 
-def compare_steps() -> None:
-    print(f"{'training step':28} {'ours':>10} {'PyTorch':>10} {'ratio':>7}")
+def compare_steps(cores: int = CORES) -> None:
+    """Training steps on so many cores: our processes against their threads."""
+    import torch
+
+    title = f"training step, {cores} core{'s' * (cores > 1)}"
+    print(f"{title:28} {'ours':>10} {'PyTorch':>10} {'ratio':>7}")
     for name, (config, batch) in SIZES.items():
         times = max(2, round(2e9 / config.d_model**2 / config.n_layers
                              / (batch * config.context_length) / 20))
-        a, b, ratio = duel(our_step(config, batch), their_step(config, batch),
-                           min(20, times))
+        theirs = their_step(config, batch)
+        torch.set_num_threads(cores)
+        a, b, ratio = duel(our_step(config, batch, cores), theirs, min(20, times))
         print(f"{name:28} {a * 1e3:7.2f} ms {b * 1e3:7.2f} ms {ratio:7.2f}", flush=True)
 
 
@@ -170,7 +173,7 @@ def compare_generation(tokens: int = 200) -> None:
     title = f"{tokens} greedy tokens, cached"
     print(f"\n{title:28} {'ours':>10} {'transf.':>10} {'speed':>7}")
     for name, config in GENERATORS.items():
-        ours, theirs = SimpleLLM(config), transformers_model(config)
+        ours, theirs = FastLLM(config), transformers_model(config)
         prompt = torch.ones((1, 1), dtype=torch.int64)
 
         def us() -> None:
@@ -196,14 +199,14 @@ def train_on_text(side: str, path: str) -> None:
     evaluations on the way, 26, of as many tokens each.
     """
     if side == "our-text":
-        from simple_llm.__main__ import main
+        from simple_llm.cli.main import main
         with tempfile.TemporaryDirectory() as out:
             sys.exit(main(["train", "--corpus", path, "--out", out, "--no-ladder",
                            "--max-steps", str(RECIPE["steps"]),
                            "--min-lr", str(RECIPE["low"])]))
     import torch
-    from simple_llm.corpus import TextCorpus
     from simple_llm.optimizer import learning_rate
+    from simple_llm.text import TextCorpus
     from simple_llm.tokenizer import Tokenizer
 
     text, (config, _) = Path(path).read_text(encoding="utf-8"), SIZES["nano"]
@@ -301,6 +304,8 @@ if __name__ == "__main__":
         compare_text(sys.argv[2])
     else:
         compare_steps()
+        print()
+        compare_steps(cores=1)
         compare_starts()
         # To generate with a large model is to read its weights: here two cores help.
         env = {**os.environ, "OPENBLAS_NUM_THREADS": str(CORES)}

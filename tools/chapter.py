@@ -1,6 +1,8 @@
 """The program as it is known at the end of a chapter.
 
     python tools/chapter.py 5 [DIRECTORY]      the directory: build/chapters/5
+    python tools/chapter.py --starter 5        build/chapters/5-starter: what the chapter's
+                                               exercises ask to rewrite raises an exception
 
 Of every file it holds what chapters 1 to 5 have shown. A file's own block, which lists its
 chunks and says what it imports, counts as shown as soon as one of its chunks is. In place
@@ -23,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import index  # noqa: E402
 import tangle  # noqa: E402
+from exercises.chunks import Book  # noqa: E402
 
 GIVEN = {*dir(builtins), "__name__", "__file__", "__doc__"}
 Lines = list[tuple[str, tangle.Block]]
@@ -31,12 +34,18 @@ Lines = list[tuple[str, tangle.Block]]
 class Prefix:
     """The blocks of a book, and which of them the program of a chapter has."""
 
-    def __init__(self, text: str, last: int) -> None:
+    def __init__(self, text: str, last: int, starter: bool = False) -> None:
         blocks = [block for block in tangle.read_blocks(text)[0] if block.kind]
         where = index.chapters(text, blocks)
         self.chapter = {block.line: int(number) if number.isdigit() else 10**6
                         for block in blocks for number in [where[block.line]]}
         self.chunks = tangle.gather_chunks(blocks)
+        if starter:
+            book = Book(text)
+            for name, exercise in book.rewrites.items():
+                if exercise.number.startswith(f"{last}."):
+                    body = book.starter(name).rstrip("\n").split("\n")
+                    self.chunks[name] = [self.chunks[name][0]._replace(body=body)]
         self.files = {block.name: block for block in blocks
                       if block.kind == "file" and block.name.endswith(".py")}
         self.known = {line for line, chapter in self.chapter.items() if chapter <= last}
@@ -176,25 +185,40 @@ def drop_imports(text: str) -> str:
     return "\n".join(lines)
 
 
+def read_me(number: str, files: dict[str, str]) -> str:
+    """What to do with the program of a chapter."""
+    runs = [path.removesuffix(".py").replace("/", ".") for path, text in sorted(files.items())
+            if '__name__ == "__main__"' in text]
+    commands = [f"OPENBLAS_NUM_THREADS=1 python -m {module}" for module in runs] + [
+        "OPENBLAS_NUM_THREADS=1 python -i -c 'import simple_llm, numpy as np'"]
+    return "\n".join([
+        f"The program as chapter {number} of simple_llm.md leaves it. It needs Python and NumPy.",
+        "In this directory:", "", *(f"    {command}" for command in commands), "",
+        "One BLAS thread is the fastest for arrays of this size: more wait for each other.", ""])
+
+
 def main(arguments: list[str]) -> int:
+    starter = "--starter" in arguments
+    number, *rest = [each for each in arguments if each != "--starter"] or [""]
     text = tangle.read_document()
     blocks = tangle.read_blocks(text)[0]
     numbers = sorted({int(n) for n in index.chapters(text, blocks).values()
                       if n.isdigit()})
-    if not arguments or arguments[0] not in map(str, numbers):
+    if number not in map(str, numbers):
         print(f"say which chapter: make chapter N={numbers[0]}, up to {numbers[-1]}",
               file=sys.stderr)
         return 1
-    prefix = Prefix(text, int(arguments[0]))
+    prefix = Prefix(text, int(number), starter)
     files = prefix.complete()
-    directory = Path(arguments[1] if arguments[1:] else
-                     ROOT / "build/chapters" / arguments[0])
+    directory = Path(rest[0] if rest else
+                     ROOT / "build/chapters" / (number + "-starter" * starter))
     try:
-        tangle.write(files, directory)
+        tangle.write({**files, "README.md": read_me(number, files)}, directory)
     except tangle.TangleError as error:
         print("\n".join(wrong for _, wrong in error.problems), file=sys.stderr)
         return 1
-    print(f"{os.path.relpath(directory)}: {len(files)} files, as chapter {arguments[0]} leaves them")
+    print(f"{os.path.relpath(directory)}: {len(files)} files, as chapter {number} leaves "
+          f"them{', but for its exercises' * starter}; README.md says how to run it")
     if prefix.borrowed:
         print("borrowed from later chapters:", ", ".join(
             f"⟨{name}⟩ ({chapter})" for name, chapter in sorted(prefix.borrowed.items())))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def counting(n: int):
     """An n-gram model of 2,000 stories, and held-out stories with their ids."""
-    from simple_llm.corpus import StoryCorpus, World
+    from simple_llm.world import StoryCorpus, World
     from simple_llm.ngram import NGram
     corpus, rng = StoryCorpus(World()), random.Random(0)
     ids, model = corpus.tokenizer.ids, NGram(n, corpus.tokenizer.vocab_size)
@@ -30,7 +30,7 @@ def counting(n: int):
 
 def lost_on_answers() -> float:
     """Of what lies between the trigram's loss and the floor, the share of the answers."""
-    from simple_llm.corpus import floor
+    from simple_llm.world import floor
     model, _, held_out = counting(3)
     lost, tokens = 0.0, 0
     for story, ids in held_out:
@@ -49,7 +49,7 @@ def bigram(word: str, following: str) -> float:
 
 def padding() -> float:
     """The share of an epoch's batches that is padding."""
-    from simple_llm.corpus import StoryCorpus, World
+    from simple_llm.world import StoryCorpus, World
     return float(np.mean([(b.targets < 0).mean() for b in StoryCorpus(World()).batches(1)]))
 
 
@@ -67,7 +67,7 @@ def odd_numbers() -> int:
 
 def gelu_operations() -> int:
     """The operations on arrays in the function that computes GELU."""
-    from simple_llm.layers import gelu
+    from simple_llm.engine.fast import gelu
     lines = inspect.getsource(gelu).split("\n")[3:]
     return sum(bool(re.match(r"\s+(?:np\.|\w+ [-+*/]=)", line)) for line in lines)
 
@@ -88,35 +88,6 @@ def width_inside() -> int:
     """How wide feed-forward makes the vectors of the small model."""
     from simple_llm.model import Config, SimpleLLM
     return SimpleLLM(Config(27, 73), seed=0).blocks[0].feed_forward.widen.weight.data.shape[1]
-
-
-def scratch_share() -> float:
-    """Of a step's arrays, the share that layers of a kind have in common: as if each had
-    its own."""
-    from simple_llm.corpus import StoryCorpus, World
-    from simple_llm.layers import Layer
-    from simple_llm.model import Config, SimpleLLM
-    arrays: dict[tuple[object, ...], int] = {}
-    real = {way: getattr(Layer, way) for way in ("workspace", "scratch")}
-
-    def watch(way: str):
-        def claim(self, name, shape, dtype):
-            array = real[way](self, name, shape, dtype)
-            arrays[way, id(self), name] = array.nbytes
-            return array
-        return claim
-
-    try:
-        for way in real:
-            setattr(Layer, way, watch(way))
-        model, batch = SimpleLLM(Config(27, 73)), next(StoryCorpus(World()).batches(1))
-        model.loss(batch.ids, batch.targets)
-        model.backward()
-    finally:
-        for way in real:
-            setattr(Layer, way, real[way])
-    shared = sum(size for (way, *_), size in arrays.items() if way == "scratch")
-    return shared / sum(arrays.values())
 
 
 def best_step(dtype: type) -> int:

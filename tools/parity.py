@@ -28,10 +28,10 @@ import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from simple_llm.__main__ import main as simple_llm_main  # noqa: E402
-from simple_llm.corpus import World  # noqa: E402
-from simple_llm.model import SimpleLLM  # noqa: E402
+from simple_llm.cli.main import main as simple_llm_main  # noqa: E402
+from simple_llm.engine.fast import FastLLM  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
+from simple_llm.world import World  # noqa: E402
 
 END = "<|endoftext|>"
 TOPICS = "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
@@ -78,7 +78,7 @@ def compare_ids(ours: Tokenizer, theirs, texts: list[str]) -> tuple[int, int]:
     return wrong, total
 
 
-def compare_logits(ours: SimpleLLM, theirs, length: int) -> tuple[float, float]:
+def compare_logits(ours: FastLLM, theirs, length: int) -> tuple[float, float]:
     """The largest difference on random ids, and the largest logit."""
     ids = np.random.default_rng(0).integers(ours.config.vocab_size, size=(8, length))
     with torch.no_grad():
@@ -86,7 +86,7 @@ def compare_logits(ours: SimpleLLM, theirs, length: int) -> tuple[float, float]:
     return float(np.abs(ours.forward(ids) - expected).max()), float(np.abs(expected).max())
 
 
-def compare_texts(ours: SimpleLLM, theirs, tokenizer: Tokenizer, their_tokenizer,
+def compare_texts(ours: FastLLM, theirs, tokenizer: Tokenizer, their_tokenizer,
                   prompts: list[str]) -> tuple[int, int]:
     """How many greedy continuations differ."""
     wrong = 0
@@ -116,7 +116,7 @@ def ours_there(home: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             status = simple_llm_main(["train", "--out", str(out), "--no-ladder", *options])
         assert status == 0, kind
-        ours, tokenizer = SimpleLLM.from_pretrained(out), Tokenizer.load(out)
+        ours, tokenizer = FastLLM.from_pretrained(out), Tokenizer.load(out)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
         their_tokenizer = transformers.AutoTokenizer.from_pretrained(out)
         texts = stories if kind == "word" else []
@@ -181,7 +181,7 @@ def their_models(home: Path, tokenizer: Tokenizer, their_tokenizer) -> None:
     for path in sorted(path for path in home.iterdir() if (path / "config.json").exists()):
         theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         theirs.generation_config.pad_token_id = end
-        ours = SimpleLLM.from_pretrained(path)
+        ours = FastLLM.from_pretrained(path)
         show(f"{path.name}, theirs here", None, compare_logits(ours, theirs, L),
              compare_texts(ours, theirs, tokenizer, their_tokenizer,
                            [text[:40] for text in odd_texts()[:20]]))

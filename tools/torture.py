@@ -45,8 +45,8 @@ RUNS = {                                   # what is trained; a second or two ea
 # The trainer that kills itself at the n-th point: a point is a step of writing a file.
 SUICIDE = """
 import os, signal, sys
-from simple_llm import checkpoint
-from simple_llm.__main__ import main
+from simple_llm import files
+from simple_llm.cli.main import main
 
 left = int(sys.argv.pop(1))
 
@@ -75,7 +75,7 @@ def around(function):
         return done
     return wrapped
 
-checkpoint.open = around(File)
+files.open = around(File)
 os.fsync, os.replace = around(os.fsync), around(os.replace)
 sys.exit(main())
 """
@@ -125,7 +125,7 @@ def kill_in(
 def check_directory(home: Path) -> None:
     """Whatever has been killed, each file that is there is whole."""
     from simple_llm.model import SimpleLLM
-    from simple_llm.resume import CHECKPOINT, read_checkpoint
+    from simple_llm.engine.resume import CHECKPOINT, read_checkpoint
     from simple_llm.tokenizer import Tokenizer
     model = home / "model"
     if (model / CHECKPOINT).exists():
@@ -174,16 +174,18 @@ def reference(home: Path, arguments: tuple[str, ...]) -> dict[str, bytes]:
 
 def cost(place: Path) -> str:
     """What a checkpoint of the model of the small world costs, in a sentence."""
-    from simple_llm.corpus import StoryCorpus, World
-    from simple_llm.model import Config, SimpleLLM
-    from simple_llm.resume import Run
+    from simple_llm.engine.fast import FastLLM
+    from simple_llm.engine.parallel import make_team
+    from simple_llm.engine.resume import Run
+    from simple_llm.model import Config
     from simple_llm.train import Options, train
-    corpus, steps, saves = StoryCorpus(World(), steps=30), [], []
-    model = SimpleLLM(Config(corpus.tokenizer.vocab_size, corpus.longest))
+    from simple_llm.world import StoryCorpus, World
+    corpus, steps, saves = StoryCorpus(World(), steps_per_epoch=30), [], []
+    model = FastLLM(Config(corpus.tokenizer.vocab_size, corpus.longest))
     options = Options(epochs=1, evaluations=1)
     run = Run(model, corpus, options, place / "checkpoint", {})
-    train(model, corpus, options, lambda m: steps.append(time.perf_counter()),
-          run.optimizer)
+    with make_team(model, options, run.optimizer) as team:
+        train(team, corpus, options, lambda m: steps.append(time.perf_counter()))
     for _ in range(25):
         began = time.perf_counter()
         run.save()

@@ -71,7 +71,7 @@ def code(body: list[str], language: str, chunks: dict[str, Any]) -> str:
 def unfold(name: str, indent: int, chunks: dict[str, Any]) -> str:
     """A chunk behind its name, moved right as far as the reference."""
     inside = "".join(code(part.body, part.language, chunks) for part in chunks[name])
-    link = f'<a href="#c-{name}">{name}</a>'
+    link = f'<a href="#{chunks[name][0].anchor()}">{name}</a>'
     return (f'</pre><details style="--indent:{indent}ch"><summary>⟨{link}⟩</summary>'
             f"<div>{inside}</div></details><pre>")
 
