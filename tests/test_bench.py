@@ -1,67 +1,73 @@
 """The measurements of the chapter on speed: that they measure what they say."""
 import json
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import bench
-from simple_llm.layers import GELU, Layer
+import ladder
+from simple_llm import layers as plain
+from simple_llm.engine.fast import FastLLM
 from simple_llm.model import Config, SimpleLLM
-from simple_llm.optimizer import AdamW
-from simple_llm.parallel import DataParallel
 
 SMALL = Config(vocab_size=11, context_length=7, d_model=8, n_layers=2, n_heads=2)
 
 
-def make_model():
-    model = SimpleLLM(SMALL, seed=2, dtype=np.float64)
-    model.data += np.random.default_rng(3).normal(0, 0.1, model.data.shape)
-    return model
+def first_step(model, make_team):
+    """The loss of a batch, and its gradient, by parameter."""
+    with make_team(model) as team:
+        loss = team.loss_and_gradient(bench.make_batch(SMALL, 3))
+        grads = [p.grad.copy() for p in model.parameters()]
+        team.step(0.01)                            # as it is timed
+    return loss, np.concatenate([grad.ravel() for grad in grads])
 
 
-def loss_gradient_and_step():
-    model = make_model()
-    ids, targets = bench.make_batch(SMALL, 3)
-    loss = model.loss(ids, targets)
-    model.backward()
-    grad = model.grad.copy()
-    optimizer = AdamW(model)
-    optimizer.step(0.01)
-    optimizer.step(0.01)
-    return loss, grad, model.data
+@pytest.mark.parametrize("rungs", range(1, len(ladder.RUNGS) + 1))
+def test_each_rung_of_the_ladder_computes_what_the_plain_layers_compute(rungs):
+    kit = dict(vars(plain))
+    for _, change in ladder.RUNGS[:rungs]:
+        kit |= change
+    mixed = SimpleLLM(SMALL, dtype=np.float64, layers=SimpleNamespace(**kit))
+    loss, grad = first_step(mixed, ladder.alone)
+    right, wanted = first_step(SimpleLLM(SMALL, dtype=np.float64), ladder.alone)
+    assert loss == pytest.approx(right, rel=1e-12)
+    np.testing.assert_allclose(grad, wanted, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("skip", range(len(bench.FIRST) + 1))
-def test_the_first_versions_compute_what_ours_compute(skip):
-    loss, grad, data = loss_gradient_and_step()
-    with bench.first_versions(skip):
-        their_loss, their_grad, their_data = loss_gradient_and_step()
-    assert their_loss == pytest.approx(loss, rel=1e-12)
-    np.testing.assert_allclose(their_grad, grad, rtol=1e-9, atol=1e-13)
-    np.testing.assert_allclose(their_data, data, rtol=1e-9, atol=1e-12)
+def test_the_ladder_swaps_every_layer_that_is_fast():
+    swapped = {name for _, change in ladder.RUNGS for name in change}
+    fast = {name for name in vars(plain)
+            if getattr(ladder.fast, name, None) is not getattr(plain, name)
+            and isinstance(getattr(ladder.fast, name, None), type)}
+    assert swapped == fast
 
 
-def test_each_rung_of_the_ladder_changes_a_method_and_the_end_restores_all():
-    before = {(cls, name): getattr(cls, name)
-              for _, changes in bench.FIRST for cls, name, _ in changes}
-    with bench.first_versions():
-        assert all(getattr(cls, name) is not ours for (cls, name), ours in before.items())
-        assert GELU.forward is bench.gelu_with_power
-    with bench.first_versions(1):
-        assert GELU.forward is bench.gelu_at_once
-    with bench.first_versions(2):
-        assert GELU.forward is before[GELU, "forward"]
-        assert Layer.workspace is bench.fresh_array
-    assert all(getattr(cls, name) is ours for (cls, name), ours in before.items())
+@pytest.mark.parametrize("make_team", [
+    lambda model: ladder.alone(model, ladder.InMicroBatches), bench.in_parallel,
+    ladder.two_threads, lambda model: bench.in_parallel(model, 2)])
+def test_the_last_rungs_compute_the_same(make_team):
+    loss, grad = first_step(FastLLM(SMALL), make_team)
+    right, wanted = first_step(SimpleLLM(SMALL), ladder.alone)
+    assert loss == pytest.approx(right, rel=1e-5)
+    np.testing.assert_allclose(grad, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_each_layer_is_timed_plain_and_fast(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "SIZES", {"small": (SMALL, 2)})
+    ladder.print_layers("small")
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == list(ladder.cases("small"))
+    assert all(float(row.split()[-1][:-1]) > 0 for row in rows)
 
 
 def test_layouts_compares_weights_by_rows_with_weights_by_columns(capsys):
-    rows, columns = bench.by_rows(make_model()), make_model()
-    assert all(p.data.flags.c_contiguous for p in rows.flat)
-    assert not all(p.data.flags.c_contiguous for p in columns.flat)
+    rows, columns = bench.by_rows(FastLLM(SMALL)), FastLLM(SMALL)
+    assert all(p.data.flags.c_contiguous for p in rows.parameters())
+    assert not all(p.data.flags.c_contiguous for p in columns.parameters())
     ids = np.array([[1, 2, 3]])
-    np.testing.assert_allclose(rows.forward(ids), columns.forward(ids), rtol=1e-12)
+    np.testing.assert_allclose(rows.forward(ids), columns.forward(ids), rtol=1e-5)
     bench.print_layouts(SMALL, rounds=1)
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == [
         "rows", "columns"]
@@ -75,15 +81,6 @@ def test_operations_are_those_of_every_matrix_product():
     ) + [(B * T, C, V)]
     forward = sum(2 * rows * inner * columns for rows, inner, columns in products)
     assert bench.operations(SMALL, B, T) == 3 * forward
-
-
-def test_two_threads_give_the_gradient_of_two_processes():
-    ids, targets = bench.make_batch(SMALL, 4)
-    one, two = SimpleLLM(SMALL), SimpleLLM(SMALL)
-    with DataParallel(one, 2) as processes, bench.TwoThreads(two) as threads:
-        loss = processes.loss_and_gradient(ids, targets)
-        assert threads.loss_and_gradient(ids, targets) == pytest.approx(loss, rel=1e-6)
-    np.testing.assert_allclose(two.grad, one.grad, rtol=1e-4, atol=1e-7)
 
 
 @pytest.fixture
@@ -124,7 +121,5 @@ def test_an_unknown_measurement_is_refused():
 
 
 def test_the_memory_of_a_batch_does_not_depend_on_what_ran_before():
-    """Layers of other models may have left scratch arrays that are large enough."""
-    bench.Layer.shared.__dict__.clear()
-    first, large, again = (bench.workspace_bytes(SMALL, batch) for batch in (4, 40, 4))
+    first, large, again = (bench.kept_bytes(SMALL, batch) for batch in (4, 40, 4))
     assert large > 2 * first and again == pytest.approx(first, rel=0.1)

@@ -142,7 +142,7 @@ def test_the_loss_in_the_figure_falls_to_the_floor_and_each_rung_is_named():
 
 def test_in_the_figure_answers_against_habit_fall_before_they_jump():
     _, lines = curves()
-    answers, unusual = lines["#d98e04"], lines["#7a4fa3"]
+    answers, unusual = lines["#8a5300"], lines["#7a4fa3"]
     assert answers[-1] > 0.99 and unusual[-1] > 0.99
     low = unusual.index(min(unusual[1:]))
     assert 0 < unusual[low] < 0.12 < max(unusual[1:low])       # it falls, nearly to nothing

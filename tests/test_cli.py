@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 import simple_llm
-from simple_llm.cli import summary
 from simple_llm.cli import train as command_train
 from simple_llm.cli.curve import write_curve
 from simple_llm.cli.main import main, make_parser
-from simple_llm.cli.tokenize import rows_of_tokens
 from simple_llm.engine.resume import CHECKPOINT, read_checkpoint
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.tokenizer import Tokenizer
@@ -49,15 +47,6 @@ def assert_one_sentence(done, *says):
     assert lines[0].startswith("simple_llm: ")
     for word in says:
         assert word in lines[0]
-
-
-def assert_refused(done, *says):
-    """Exit status 2 and one sentence, which says where the help is."""
-    assert done.returncode == 2, (done.returncode, done.stderr)
-    assert len(done.stderr.splitlines()) == 1 and done.stdout == "", done.stderr
-    assert done.stderr.startswith("simple_llm: ") and "--help" in done.stderr
-    for word in says:
-        assert word in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +86,6 @@ def bpe(tmp_path_factory):
 # What works
 
 
-def test_training_leaves_a_model_directory_as_hugging_face_reads_it(home):
-    names = {path.name for path in (home / "model").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json",
-            "tokenizer_config.json"} <= names
-    assert not [name for name in names if name.endswith(".tmp")]
-    model, tokenizer = SimpleLLM.from_pretrained(home / "model"), Tokenizer.load(
-        home / "model")
-    assert model.config.vocab_size == tokenizer.vocab_size
-    assert (model.config.n_layers, model.config.d_model) == (1, 8)
-
-
 def test_the_saved_model_has_the_loss_that_was_told(home):
     done = run("eval", "--corpus", "text.txt", cwd=home)
     told, found = (re.search(r"loss (\d+\.\d+) nats", text)[1]
@@ -120,14 +98,6 @@ def test_progress_without_a_terminal_is_plain_lines(home):
     assert "\r" not in progress and "\x1b" not in progress
     assert 1 <= len(progress.splitlines()) <= 50
     assert "tok/s" in progress and "left" in progress
-
-
-def test_the_same_seed_trains_to_the_same_bytes(home, tmp_path):
-    done = run("train", "--corpus", home / "text.txt", *TINY, cwd=tmp_path)
-    assert done.returncode == 0
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        assert (tmp_path / "model" / name).read_bytes() == (
-            home / "model" / name).read_bytes()
 
 
 def test_with_plain_layers_the_same_is_learned(home, tmp_path):
@@ -154,27 +124,10 @@ def test_generate_continues_the_prompt_and_repeats_itself_with_a_seed(home):
     assert one.stdout == two.stdout
 
 
-def test_generate_takes_a_prompt_longer_than_the_context(home):
-    prompt = "the cat sat on the mat. the dog"
-    done = run("generate", "--prompt", prompt, "--max-new-tokens", 30, cwd=home)
-    assert done.returncode == 0 and done.stdout.startswith(prompt)
-    assert "note: the prompt has" in done.stderr and "in view" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
 def test_an_unknown_character_in_the_prompt_is_named(home):
     done = run("generate", "--prompt", "the é", "--max-new-tokens", 3, cwd=home)
     assert done.returncode == 0
     assert "'é'" in done.stderr and len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize("options", [
-    ("--top-k", 1), ("--top-k", 1000), ("--top-p", 0), ("--top-p", 1),
-    ("--temperature", 0), ("--temperature", "1e-6"), ("--temperature", "1e6"),
-], ids=str)
-def test_extreme_options_of_generate_work(home, options):
-    done = run("generate", "--max-new-tokens", 9, *options, cwd=home)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_prompt_from_standard_input(tmp_path):
@@ -219,15 +172,6 @@ def test_fine_tuning_keeps_the_sizes_and_the_vocabulary(home):
     assert Tokenizer.load(home / "tuned").tokens == Tokenizer.load(home / "model").tokens
 
 
-def test_dropout_of_a_model_that_is_trained_further_is_that_of_the_command_line(home):
-    """In the model and in its config, from which the helpers make theirs."""
-    model, corpus = Path(home) / "model", str(Path(home) / "text.txt")
-    args, _ = command_train.complete(make_parser().parse_args(
-        ["train", "--from", str(model), "--corpus", corpus, "--dropout", "0.25"]))
-    _, made = command_train.prepare(args)
-    assert made.config.dropout == 0.25 and {d.p for d in made.dropouts} == {0.25}
-
-
 def test_max_steps_ends_after_exactly_so_many(home, tmp_path):
     shape = TINY[:TINY.index("--epochs")]
     done = run("train", "--corpus", home / "text.txt", *shape, "--max-steps", 37,
@@ -236,7 +180,7 @@ def test_max_steps_ends_after_exactly_so_many(home, tmp_path):
     found = read_checkpoint(tmp_path / "model" / CHECKPOINT)
     assert (found.step, found.total_steps, found.history[-1][1]) == (37, 37, 37)
     done = run("info", cwd=tmp_path)
-    assert "37 of 37 steps" in done.stdout and "last   step     37" in done.stdout
+    assert "37 of 37 steps" in done.stdout and "at step " in done.stdout
 
 
 def test_the_ladders_smaller_model_is_announced_and_shows_its_progress(tmp_path):
@@ -250,7 +194,7 @@ def test_the_ladders_smaller_model_is_announced_and_shows_its_progress(tmp_path)
 def test_the_time_of_training_is_without_the_ladder(tmp_path, monkeypatch, capsys):
     """Which trains another model, for comparison."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(summary, "climb", lambda *_: time.sleep(2) or {})
+    monkeypatch.setattr(command_train, "climb", lambda *_: time.sleep(2) or {})
     Path("a.txt").write_text(TEXT)
     options = [word for word in TINY if word != "--no-ladder"]
     assert main(["train", "--corpus", "a.txt", *options]) == 0
@@ -277,53 +221,22 @@ def test_a_corpus_that_cannot_be_used(tmp_path, corpus, says):
 @pytest.mark.parametrize("typed", [
     "", "fly", "train --no-such-option", "train --epochs 0", "train --width -8",
     "train --epochs many", "train --tokenizer syllable", "train --learning-rate nan",
-    "train --learning-rate -1", "train --learning-rate 0", "train --seed -1",
-    "train --dropout 1", "train --dropout nan", "generate --top-k 0",
-    "generate --max-new-tokens -1", "generate --temperature nan",
-    "generate --temperature -1", "generate --seed -1", "generate --top-p nan",
-    "generate --top-p -1", "tokenize a b", "inspect",
+    "train --learning-rate 0", "train --dropout 1", "generate --top-k 0",
+    "generate --temperature nan", "generate --top-p -1", "tokenize a b", "inspect",
+    "train --context 9", "train --corpus text.txt --from model --width 16",
+    "train --corpus text.txt --from model --context 9",
+    "generate --temperature 0 --top-k 3", "chat --top-p 0.9", "chat --seed 0",
 ])
-def test_a_wrong_option_exits_2(capsys, typed):
-    assert main(typed.split()) == 2
+def test_a_wrong_option_or_one_that_would_mislead_exits_2(capsys, typed):
+    with pytest.raises(SystemExit) as end:
+        main(typed.split())
     said = capsys.readouterr()
-    assert not said.out and len(said.err.splitlines()) == 1
-    assert said.err.startswith("simple_llm: ") and "; --help shows" in said.err
+    assert end.value.code == 2 and not said.out
+    usage, error = said.err.splitlines()
+    assert usage.startswith("usage: simple-llm") and " error: " in error
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    (("train", "--context", 9), "--context is for a text"),
-    (("train", "--tokenizer", "bpe"), "--tokenizer is for a text"),
-    (("train", "--corpus", "text.txt", "--vocab-size", 300), "--tokenizer bpe"),
-    (("train", "--corpus", "text.txt", "--from", "model", "--width", 16), "--from"),
-    (("train", "--corpus", "text.txt", "--from", "model", "--context", 9), "--from"),
-    (("train", "--epochs", 3, "--max-steps", 9), "--epochs does not go with --max-steps"),
-    (("generate", "--temperature", 0, "--top-k", 3), "--top-k needs --temperature"),
-    (("generate", "--temperature", 0, "--seed", 3), "--seed needs --temperature"),
-    (("chat", "--top-p", "0.9"), "--top-p needs --temperature"),
-    (("tokenize", "a", "b"), "unrecognized"), (("inspect",), "required: PROMPT"),
-], ids=str)
-def test_an_option_that_would_do_nothing_is_refused(home, options, says):
-    assert_refused(run(*options, cwd=home), says)
-
-
-def test_what_follows_two_dashes_is_no_option(tmp_path):
-    done = run("tokenize", "--model", TRAINED, "--", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "tokens" in done.stdout, done.stderr
-
-
-def test_a_model_with_a_few_rows_more_than_its_tokenizer_is_no_error(bpe, tmp_path):
-    model = SimpleLLM.from_pretrained(bpe / "model")
-    Tokenizer.load(bpe / "model").save(tmp_path / "model")
-    for surplus, status in ((8, 0), (500, 1)):
-        config = replace(model.config, vocab_size=270 + surplus)
-        SimpleLLM(config).save_pretrained(tmp_path / "model")
-        done = run("generate", "--prompt", "the", "--max-new-tokens", 1, "--temperature",
-                   0, cwd=tmp_path)
-        assert done.returncode == status, done.stderr
-    assert_one_sentence(done, "770", "270", "do not belong together")
-
-
-@pytest.mark.parametrize("rate", ["1e3", "1e20", "1e38"])
+@pytest.mark.parametrize("rate", ["1e3", "1e9"])
 def test_a_learning_rate_that_is_too_high_spoils_no_saved_model(home, tmp_path, rate):
     done = run("train", "--corpus", home / "text.txt", *TINY, "--epochs", 5,
                "--learning-rate", rate, cwd=tmp_path)
@@ -358,7 +271,7 @@ def test_a_reader_that_goes_away_causes_no_word(home):
 
 
 @pytest.mark.parametrize(("typed", "says"), [
-    ("train --from model", "give a --corpus"), ("eval", "use --corpus"),
+    ("train --from model", "use a --corpus"), ("eval", "use a --corpus"),
     ("train --corpus text.txt --heads 3 --width 8", "3 heads cannot share a width of 8"),
     ("train --corpus text.txt --tokenizer bpe --vocab-size 100", "alone are 260"),
     ("inspect the --model nowhere", "cannot read nowhere"),
@@ -382,23 +295,15 @@ def test_what_does_not_fit_is_said_in_one_sentence(home, world, typed, says):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_examples_and_fits_a_terminal(command, capsys, monkeypatch):
+def test_help_fits_a_terminal_and_names_every_command(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
-    shown = capsys.readouterr().out
-    assert end.value.code == 0
-    assert shown.startswith(f"usage: simple-llm {command} [OPTION]...")
-    assert f"    simple-llm {command} " in shown or "    > " in shown
-    assert max(map(len, shown.splitlines())) <= 79 and "[model]" in shown
-
-
-def test_the_overview_names_every_command(tmp_path):
-    done = run("--help", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert all(f"\n    {command} " in done.stdout for command in COMMANDS)
-    assert "Exit status: 0" in done.stdout and "130" in done.stdout
-
+    for words in ([], [command]):
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--help"])
+        shown = capsys.readouterr().out
+        assert end.value.code == 0 and max(map(len, shown.splitlines())) <= 80
+        assert shown.startswith(f"usage: simple-llm {' '.join(words)}".rstrip())
+        assert words or (f"\n    {command} " in shown and "130" in shown)
 
 def test_the_defaults_are_the_small_worlds_or_nanogpts():
     def complete(*words):
@@ -414,7 +319,7 @@ def test_the_defaults_are_the_small_worlds_or_nanogpts():
         assert (getattr(stories, name), getattr(text, name)) == values
     given = complete(*"--corpus x.txt --layers 4 --heads 4 --width 128 --context 64 "
                      "--batch-size 12 --max-steps 2000 --learning-rate 1e-3".split())
-    assert vars(given) == vars(text)
+    assert given.__dict__ | {"error": 0} == text.__dict__ | {"error": 0}
 
 
 # Looking inside, talking, counting
@@ -434,33 +339,12 @@ def test_chat_remembers_statements_and_answers_questions(tmp_path):
     assert done.stdout == "the key\nthe barn\nthe key\n"
 
 
-def test_a_chat_longer_than_the_context_goes_on(tmp_path):
-    story = "anna took the key . ben went to the barn .\n" + "what about ben ?\n" * 15
-    done = chat(story, tmp_path)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 15
-
-
-def test_in_a_chat_a_line_can_be_edited(tmp_path):
-    pty = pytest.importorskip("pty")
-    pytest.importorskip("readline")
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "simple_llm", "chat", "--model", str(TRAINED)],
-        cwd=tmp_path, env={**ENV, "TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave)
-    os.close(slave)
-    shown = b""
-    while b"> " not in shown:
-        shown += os.read(master, 1000)
-    os.write(master, b"xanna took the key .\x01\x04\n")        # Ctrl-A, Ctrl-D: x is gone
-    os.write(master, b"what about anna ?\n\x04")
-    try:
-        while b"the key\r\n" not in shown.split(b"anna ?")[-1]:
-            shown += os.read(master, 1000)
-        assert process.wait(timeout=20) == 0               # the last Ctrl-D has left it
-    finally:
-        process.kill()
-        os.close(master)
-    assert b"vocabulary" not in shown                      # "xanna" would be unknown
+def test_info_counts_parameters_and_tells_how_the_training_went(home):
+    assert "word tokenizer: 106,496 parameters" in run("info", TRAINED, cwd=home).stdout
+    found = read_checkpoint(home / "model" / CHECKPOINT)
+    done = run("info", cwd=home)
+    assert f"{found.step} of {found.step} steps" in done.stdout, done.stderr
+    assert f"held-out loss {found.history[-1][3]:.3f}" in done.stdout
 
 
 def test_inspect_writes_a_page(tmp_path):
@@ -469,28 +353,6 @@ def test_inspect_writes_a_page(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "page.html" in done.stdout
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
-
-
-def test_info_counts_every_parameter(tmp_path):
-    done = run("info", TRAINED, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    counts = [int(number.replace(",", ""))
-              for number in re.findall(r"([\d,]+) parameters", done.stdout)]
-    assert counts[-1] == sum(counts[:-1]) == 106_496
-    assert "word tokenizer" in done.stdout
-
-
-def test_info_tells_how_the_training_went(home):
-    done = run("info", cwd=home)
-    assert done.returncode == 0, done.stderr
-    _, history = done.stdout.split("training: ")
-    last = read_checkpoint(home / "model" / CHECKPOINT).history[-1]
-    assert "1.0 epochs" in history and "learning rate 0.001, seed 0" in history
-    assert re.search(r"[▁-█]{2,}", history) and re.search(r"\d{4}-\d\d-\d\d", history)
-    rows = {line.split()[0]: line for line in history.splitlines()[3:]}
-    assert list(rows) == ["first", "best", "last"]
-    assert f"training {last[2]:.3f}" in rows["last"]
-    assert f"held-out {last[3]:.3f}" in rows["last"]
 
 
 # Byte pairs, and tokenize
@@ -506,59 +368,22 @@ def test_a_byte_pair_model_is_trained_measured_and_writes(bpe):
 
 
 def test_tokenize_shows_tokens_with_their_ids_beneath(bpe):
-    done = run("tokenize", "the mat\né\t!", cwd=bpe)
+    env = {**ENV, "COLUMNS": "30"}
+    text = "the mat\né\t! " + "the cat sat " * 9
+    done = subprocess.run([sys.executable, "-m", "simple_llm", "tokenize"], cwd=bpe, env=env,
+                          input=text + "\n", capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    lines, tokenizer = done.stdout.splitlines(), Tokenizer.load(bpe / "model")
-    assert lines[0].startswith("the") and "·" in lines[0] and lines[0].endswith("⏎")
-    assert "\\xc3" in lines[3] and "⇥" in lines[3] and "\x1b" not in done.stdout
-    ids = [int(id) for line in (lines[1], lines[4]) for id in line.split()]
-    assert ids == tokenizer.encode("the mat\né\t!")
-    assert lines[-1] == f"{len(ids)} tokens, 11 characters, 12 bytes: " \
-                        f"{12 / len(ids):.2f} bytes per token"
-
-
-@pytest.mark.parametrize("words", [(), ("-",)])
-def test_tokenize_reads_any_bytes_from_standard_input(words, bpe):
-    with open(bpe / "bytes", "wb+") as file:
-        file.write(b"the \xff\r\n")
-        file.seek(0)
-        done = run("tokenize", *words, cwd=bpe, stdin=file)
-    assert done.returncode == 0, done.stderr
-    assert "\\xff" in done.stdout and "\\r" in done.stdout and "7 bytes" in done.stdout
+    *lines, last = done.stdout.splitlines()
+    assert lines[0].startswith("the") and lines[0].rstrip().endswith("⏎")
+    assert "\\xc3" in lines[3] and "⇥" in lines[3] and max(map(len, lines)) <= 31
+    ids = [int(id) for line in lines[1::3] for id in line.split()]
+    assert ids == Tokenizer.load(bpe / "model").encode(text)
+    assert last.startswith(f"{len(ids)} tokens, {len(text)} characters, ")
 
 
 def test_tokenize_shows_words_and_what_is_unknown(world):
     done = run("tokenize", "anna went mars", cwd=world)
     assert done.returncode == 0 and "<unk>" in done.stdout and "mars" in done.stderr
-
-
-@pytest.mark.parametrize("variable", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
-def test_tokenize_is_coloured_on_a_terminal_that_wants_it(variable, bpe):
-    pty = pytest.importorskip("pty")
-    master, slave = pty.openpty()
-    env = {key: value for key, value in ENV.items() if key != "NO_COLOR"}
-    subprocess.run([sys.executable, "-m", "simple_llm", "tokenize", "the mat"], cwd=bpe,
-                   env={**env, "TERM": "xterm", **variable}, stdout=slave, timeout=60)
-    os.close(slave)
-    shown = os.read(master, 10_000).decode()
-    os.close(master)
-    assert ("\x1b[" in shown) == (not variable)
-
-
-def test_no_row_of_tokens_is_wider_than_the_terminal(bpe):
-    tokenizer = Tokenizer.load(bpe / "model")
-    ids = tokenizer.encode("the cat sat 日本 🙂 on the mat " * 5)
-    rows = list(rows_of_tokens(tokenizer, ids, 30))
-    assert len(rows) > 6 and max(map(len, rows)) <= 30
-    shown = [id for row in rows[1::2] for id in row.split()]
-    assert shown == [str(id) for id in ids]
-
-
-def test_what_is_printed_while_training_has_no_control_characters(bpe, tmp_path):
-    done = run("train", "--corpus", bpe / "text.txt", "--tokenizer", "bpe",
-               "--vocab-size", 270, *TINY, cwd=tmp_path)
-    samples = [line for line in done.stdout.splitlines() if line.startswith("step ")]
-    assert len(samples) >= 2 and all(line.isprintable() for line in samples)
 
 
 # The held-out part stays unseen
@@ -605,7 +430,7 @@ def test_the_loss_curve_is_a_picture_that_can_be_read(world, home):
         assert min(contrast(color.ljust(7, color[-1])) for color, _ in texts) >= 4.5
         words = " ".join(word for _, word in texts)
         assert "epochs" in words and "nats per token" in words
-        lines = re.findall(r'stroke="(#\w+)" stroke-width="[\d.]+" ?([^/]*)/>', picture)
+        lines = re.findall(r'stroke="(#\w+)" stroke-width="2" ?([^/]*)/>', picture)
         assert min(contrast(color) for color, _ in lines) >= 3
         assert len({dashes for _, dashes in lines}) == len(lines)
     assert "100 %" in (world / "model" / "loss.svg").read_text(encoding="utf-8")
@@ -616,19 +441,11 @@ def test_a_loss_of_zero_can_be_drawn(tmp_path, losses):
     """A text of one letter is learned perfectly."""
     history = [Moment(1, step, 1, 0.0, 9, Score(loss, None, None))
                for step, loss in enumerate(losses)]
-    write_curve(tmp_path / "loss.svg", history, {"uniform": 0.0, "ours": 0.0}, None, 1)
+    write_curve(tmp_path, history, {"uniform": 0.0, "ours": 0.0}, None, 1)
     assert "nan" not in (tmp_path / "loss.svg").read_text(encoding="utf-8")
 
 
 # What imports and installs
-
-
-def test_importing_the_package_changes_nothing_in_the_process():
-    look = ("import os, sys; before = dict(os.environ), sys.excepthook\n"
-            "import simple_llm, simple_llm.model, simple_llm.engine.resume\n"
-            "assert before == (dict(os.environ), sys.excepthook)\n"
-            "assert not any(name.startswith('simple_llm.cli') for name in sys.modules)")
-    subprocess.run([sys.executable, "-c", look], env=ENV, check=True, timeout=60)
 
 
 def test_pyproject_names_the_entry_point_and_the_versions():

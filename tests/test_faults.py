@@ -11,10 +11,7 @@ from pathlib import Path
 import pytest
 
 import torture
-from simple_llm.cli.train import check_memory
 from simple_llm.engine.resume import CHECKPOINT, read_checkpoint
-from simple_llm.errors import UserError
-from simple_llm.model import Config
 from simple_llm.tokenizer import Tokenizer
 from test_cli import assert_one_sentence, run
 from torture import ENV, finish, make_home, reference, result, start
@@ -100,7 +97,7 @@ sys.exit(program.main())
 
 @pytest.mark.parametrize(("how", "last"), [
     ("slow steps", "-"), ("quick steps", "step     0")])
-def test_a_second_ctrl_c_does_not_wait_for_the_step_and_a_third_changes_nothing(
+def test_a_second_ctrl_c_does_not_wait_for_the_step(
         tmp_path, how, last):
     home = make_home(tmp_path / "home")
     process = subprocess.Popen([sys.executable, "-c", SLOW, "train", *LONG, how], cwd=home,
@@ -108,41 +105,13 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step_and_a_third_changes_nothing(
                                text=True)
     while not process.stdout.readline().startswith(last):
         pass
-    for _ in range(3):
+    for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 130 and "Traceback" not in said
     assert "\nsimple_llm: stopped" in said
     assert read_checkpoint(home / "model" / CHECKPOINT)
-
-
-HELPER = """
-import os, signal
-import numpy as np
-from simple_llm.batches import Batch
-from simple_llm.engine.fast import AdamW, FastLLM, Flat
-from simple_llm.model import Config
-from simple_llm.engine.parallel import DataParallel
-signal.signal(signal.SIGTERM, lambda *_: None)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-ids = np.ones((2, 4), int)
-batch, model = Batch(ids, ids), FastLLM(Config(9, 8, 8, 1, 2))
-with DataParallel(model, AdamW(Flat(model)), 2) as team:
-    loss, process = team.loss_and_gradient(batch), team.helpers[0].process
-    assert os.getpgid(process.pid) == process.pid          # Ctrl-C reaches a group
-    os.kill(process.pid, signal.SIGINT)
-    assert team.loss_and_gradient(batch) == loss
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(10)
-    assert process.exitcode == -signal.SIGTERM
-"""
-
-
-def test_ctrl_c_is_no_affair_of_a_helper_but_sigterm_is():
-    done = subprocess.run([sys.executable, "-c", HELPER], env=ENV, capture_output=True,
-                          text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
@@ -155,14 +124,6 @@ def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
         "simple_llm: a helper process died: is there enough memory?"]
     finish(start(tmp_path / "home", ()))
     assert result(tmp_path / "home") == quick
-
-
-def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path):
-    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
-    env = {**ENV, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}"}
-    done = subprocess.run([sys.executable, "-m", "simple_llm", "--help"], env=env,
-                          capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 BUG = """
@@ -221,18 +182,6 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
     assert result(home) == quick
 
 
-def test_a_directory_that_vanishes_is_made_again(tmp_path):
-    process = training(make_home(tmp_path / "home"))
-    shutil.rmtree(tmp_path / "home" / "model", ignore_errors=True)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
-    assert "Traceback" not in said
-    torture.check_directory(tmp_path / "home")
-    assert process.returncode == 130, said
-    assert read_checkpoint(tmp_path / "home" / "model" / CHECKPOINT)
-
-
 # Two trainings, and one that was killed
 
 
@@ -257,12 +206,6 @@ def test_a_second_training_in_the_same_directory_is_refused_and_the_first_goes_o
     assert process.returncode == 0 and result(model.parent) == quick
     finish(start(model.parent, ()))
     assert not stale.exists()
-
-
-def test_a_process_may_train_twice_into_one_directory(tmp_path):
-    twice = "import sys; from simple_llm.cli.main import main; sys.exit(main() or main())"
-    done = run_code(twice, "train", *SHORT, cwd=make_home(tmp_path / "home"))
-    assert done.returncode == 0, done.stderr
 
 
 FORKING = """
@@ -354,29 +297,7 @@ def test_of_the_processes_of_mpiexec_the_first_decides_when_to_stop(tmp_path):
     assert read_checkpoint(home / "model" / CHECKPOINT).step == 4
 
 
-# Sizes
-
-
-SMALL = {"vocab_size": 9, "context_length": 8, "d_model": 8, "n_layers": 1, "n_heads": 2}
-
-
-@pytest.mark.parametrize("sizes", [
-    {"d_model": 10**9}, {"n_layers": 10**9}, {"context_length": 10**7},
-    {"vocab_size": 10**15}], ids=str)
-def test_sizes_beyond_the_memory_are_refused_by_arithmetic(sizes):
-    check_memory(Config(**SMALL), 12, 2)
-    with pytest.raises(UserError, match=" GB of memory"):
-        check_memory(Config(**{**SMALL, **sizes}), 12, 2)
-    with pytest.raises(UserError, match="and 100000 workers need"):
-        check_memory(Config(**SMALL), 12, 10**5)
-
-
-@pytest.mark.parametrize("options", [
-    ("--width", 10**9), ("--batch-size", 10**12), ("--workers", 10**9)])
-def test_sizes_beyond_the_memory_are_refused_on_the_command_line(tmp_path, options):
-    done = run("train", *SHORT, *options, cwd=make_home(tmp_path / "home"))
-    assert_one_sentence(done, " GB of memory")
-    assert not (tmp_path / "home" / "model").exists()
+# Memory
 
 
 MEMORY = """
@@ -400,8 +321,7 @@ def test_memory_that_runs_out_all_the_same_is_one_sentence(tmp_path):
 
 def test_closed_descriptors_are_no_error(tmp_path):
     home = make_home(tmp_path / "home")
-    for closed, command in ((">&-", ("train", *SHORT)), ("2>&-", ("train", *SHORT)),
-                            ("<&-", ("chat",)), ("<&-", ("tokenize",))):
+    for closed, command in ((">&-", ("train", *SHORT)), ("2>&-", ("train", *SHORT))):
         done = subprocess.run(
             ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "simple_llm",
              *command], cwd=home, env=ENV, capture_output=True, text=True, timeout=60)
@@ -452,10 +372,8 @@ def test_the_bar_is_redrawn_on_a_terminal_and_only_there(tmp_path):
 
 
 @pytest.mark.parametrize(("data", "says"), [
-    (b"", "empty"), (b"\xef\xbb\xbf", "empty"), (b"a", "too few"), (b"\r\n\r\n", "empty"),
-    (b"abc\0def" * 90, "byte 3 is NUL"), (b"ab\xffc" * 90, "0xff at 2"),
-    (b"good " * 99 + b"\xc3", "0xc3 at 495"), (bytes(range(1, 256)), "0x80 at 127"),
-    (b"\xff\xfea\0b\0" * 50, "NUL"), (b"\xed\xa0\x80" * 50, "0xed at 0"),
+    (b"", "empty"), (b"a", "too few"), (b"\r\n\r\n", "empty"), (b"a\0b", "byte 1 is NUL"),
+    (b"good " * 99 + b"\xc3", "0xc3 at 495"),
 ])
 def test_bad_text_is_refused_with_the_place(tmp_path, data, says):
     (tmp_path / "text.txt").write_bytes(data)

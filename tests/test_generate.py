@@ -206,7 +206,7 @@ MASKS = {"causal": lambda model: None, "window": window, "penalty": penalty}
 @pytest.mark.parametrize("prompt", [1, 5, 20])
 @pytest.mark.parametrize("mask", [*MASKS, "self"])
 def test_generation_obeys_the_mask_and_agrees_with_forward_at_every_length(context, prompt, mask):
-    """With a cache and without, of a token at a time and of many, plain and fast, past the context's end."""
+    """With a cache and without, a token at a time and many, past the context's end."""
     start, found = (np.arange(prompt) * 3 % 11).tolist(), []
     for kind in (SimpleLLM, FastLLM):
         model = make_model(context, kind=kind)

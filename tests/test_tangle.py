@@ -518,7 +518,7 @@ def test_check_shows_what_is_stale_and_writes_nothing(desk):
     fresh = desk.document.read_text()
     assert desk.run("check") == (0, "", "")
     for old, new, said in (("x += 1", "x += 2", "\n-        x += 1\n+        x += 2\n"),
-                           ("used in", "employed by", "\n+<a id")):
+                           (" in [`", " from [`", "\n+<a id")):
         desk.write(fresh.replace(old, new))
         before = tree(desk.home)
         status, out, err = desk.run("check")
@@ -537,13 +537,14 @@ def test_check_shows_what_is_stale_and_writes_nothing(desk):
 # Captions
 
 
+BODY, DEEP, MORE = (block.anchor() for block in tangle.read_blocks(BOOK)[0]
+                    if block.kind == "chunk")
+PAGE = next(block.anchor() for block in tangle.read_blocks(BOOK)[0] if block.kind == "file")
 CAPTIONS = [
-    '<a id="f-pkg-a.py"></a><sub>**`pkg/a.py`**</sub>',
-    '<a id="c-body"></a><sub>**⟨body⟩** · used in [`a.py`](#f-pkg-a.py)'
-    " · continued in [⟨body⟩ 2](#c-body-2)</sub>",
-    '<a id="c-deep"></a><sub>**⟨deep⟩** · used in [⟨body⟩](#c-body)</sub>',
-    '<a id="c-body-2"></a><sub>**⟨body⟩ 2** · continues [⟨body⟩](#c-body)'
-    " · used in [`a.py`](#f-pkg-a.py)</sub>",
+    f'<a id="{PAGE}"></a><sub>`pkg/a.py`</sub>',
+    f'<a id="{BODY}"></a><sub>⟨body⟩ in [`a.py`](#{PAGE}) · continued in [⟨body⟩ 2](#{MORE})</sub>',
+    f'<a id="{DEEP}"></a><sub>⟨deep⟩ in [⟨body⟩](#{BODY})</sub>',
+    f'<a id="{MORE}"></a><sub>⟨body⟩ 2 in [`a.py`](#{PAGE}) · continues [⟨body⟩](#{BODY})</sub>',
 ]
 
 
@@ -561,7 +562,7 @@ def test_captions_stand_directly_above_the_tangled_fences_and_change_nothing_els
 
 
 SHOWN = f"{F}markdown\n{CAPTIONS[2]}\n{F}\n"
-IN_A = '<a id="f-a"></a><sub>**`a`**</sub>\n'
+IN_A = f'<a id="{tangle.Block("file", "a", 1, "", 0, []).anchor()}"></a><sub>`a`</sub>\n'
 TWICE = block("file=b", "<<x>>", "<<x>>") + block("file=a", "<<x>>") + block("#x", "1")
 INDENTED = f"  {F}python {{file=a}}\n  x\n  {F}\n"
 
@@ -570,8 +571,8 @@ INDENTED = f"  {F}python {{file=a}}\n  x\n  {F}\n"
     ("Text\n" + block("file=a", "1"), "Text\n\n" + IN_A + block("file=a", "1")),
     (f"A\n\n{CAPTIONS[2]}\n\nB\n", "A\n\nB\n"), (f"A\n{CAPTIONS[2]}\nB\n", "A\nB\n"),
     (f"{CAPTIONS[2]}\nB\n", "B\n"), (SHOWN, SHOWN),
-    (TWICE, "used in [`b`](#f-b), [`a`](#f-a)</sub>"),
-    (tangle.add_captions(BOOK).replace("used in", "once in").replace("**⟨deep⟩**", "**⟨x⟩**"),
+    (TWICE, ", [`a`](#"),
+    (tangle.add_captions(BOOK).replace(" in [", " once in [").replace("⟨deep⟩ ", "⟨x⟩ "),
      tangle.add_captions(BOOK)),
     (("\ufeffHi\n" + INDENTED).replace("\n", "\r\n"),
      ("\ufeffHi\n\n  " + IN_A + INDENTED).replace("\n", "\r\n"))])

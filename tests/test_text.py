@@ -6,11 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from simple_llm import text as module
 from simple_llm.errors import UserError
-from simple_llm.text import (
-    TextCorpus, bits_per_byte, encode_long, gather_text, make_tokenizer, read_text, stretches,
-)
+from simple_llm.text import TextCorpus, encode_long, gather_text, read_text
 from simple_llm.tokenizer import Tokenizer
 
 UNIQUE = "".join(chr(0x4E00 + i) for i in range(500))      # id i + 4 stands at position i
@@ -125,40 +122,25 @@ def test_a_directory_gives_the_files_of_text_but_nothing_hidden_or_empty(tmp_pat
 # Long texts
 
 
-def test_stretches_are_the_text_and_give_the_same_ids():
-    assert len([*stretches("a line\n" * 10**6)]) == 2           # 7 MB
-    assert [*stretches("")] == [""]
+def test_a_long_text_in_stretches_gives_the_same_ids_and_tells_how_far_it_is(capsys):
+    assert encode_long("", Tokenizer.from_text("x")).shape == (0,)
     text = "one two,\n\n  three\nfour 'tis\n" * 40 + "no end"
-    for size in (1, 7, 50, 10_000):
-        some = [*stretches(text, size)]
-        assert "".join(some) == text
-        for kind in ("word", "char", "bpe"):
-            tokenizer = Tokenizer.from_text(text, kind)
-            ids = [token for stretch in some for token in tokenizer.encode(stretch)]
-            assert ids == tokenizer.encode(text)
-
-
-def test_who_waits_for_a_long_text_is_told_how_far_it_is(monkeypatch, capsys):
-    text = "a line of a long text\n" * 200
-    whole = Tokenizer.from_text(text, "bpe", 300)
-    assert encode_long(text, whole).tolist() == whole.encode(text)
-    assert not capsys.readouterr().err                     # a short one is not worth a word
-    monkeypatch.setattr(module, "stretches", lambda text, done: stretches(text, 999, done))
-    tokenizer = make_tokenizer(text, "bpe", 300)
-    assert tokenizer.merges == whole.merges
-    assert encode_long(text, tokenizer).tolist() == whole.encode(text)
-    said = capsys.readouterr().err
-    for word in ("counted", "encoded"):
-        assert f" 23% of the text is {word}\n" in said
-        assert f"100% of the text is {word}\n" in said
+    for kind in ("word", "char", "bpe"):
+        tokenizer = Tokenizer.from_text(text, kind)
+        wanted = tokenizer.encode(text)
+        assert encode_long(text, tokenizer).tolist() == wanted
+        assert not capsys.readouterr().err                 # a short one is not worth a word
+        for size in (1, 7, 50, 999):
+            assert encode_long(text, tokenizer, size).tolist() == wanted
+            said = capsys.readouterr().err.splitlines()
+            assert len(said) > 1 and said[-1] == "100% of the text is encoded"
 
 
 @pytest.mark.parametrize("kind", ["word", "char", "bpe"])
 def test_a_vocabulary_is_made_in_little_memory(kind):
     text = "the cat sat on the mat\n" * 20_000              # 0.5 MB, 120,000 words
-    make_tokenizer("x", kind)                               # makes the pattern, once for all
+    Tokenizer.from_text("x", kind)                          # makes the pattern, once for all
     tracemalloc.start()
-    make_tokenizer(text, kind)
     Tokenizer.from_text(text, kind)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -177,15 +159,17 @@ def test_the_text_is_read_in_memory_of_its_own_size(tmp_path):
 # The price
 
 
-def test_bits_per_byte_do_not_depend_on_how_the_text_was_cut():
-    assert bits_per_byte(math.log(2), tokens=8, text_bytes=1) == pytest.approx(8)
-    assert bits_per_byte(2.0, 50, 100) == pytest.approx(bits_per_byte(1.0, 100, 100))
-
-
 def test_what_is_unknown_is_paid_for_but_brings_no_bytes():
     tokenizer = Tokenizer.from_text("ab", "char")
     corpus = TextCorpus("ab" * 50, tokenizer, context=4)
-    assert corpus.bits_per_byte(math.log(2)) == pytest.approx(1)
+    assert corpus.price(math.log(2)) == "1.000 bits per byte"
     corpus.validation[:5] = tokenizer.unk                    # five of ten
-    assert corpus.bits_per_byte(math.log(2)) == pytest.approx(2)
     assert corpus.price(math.log(2)) == "2.000 bits per byte (50.0% of the tokens unknown)"
+
+
+def test_the_price_does_not_depend_on_how_the_text_was_cut():
+    text = "ab " * 100
+    letters = TextCorpus(text, Tokenizer.from_text(text, "char"), context=4)
+    pieces = TextCorpus(text, Tokenizer.from_text(text, "bpe"), context=4)
+    assert len(letters.validation) == 30 and len(pieces.validation) == 11    # ab, 9 " ab", " "
+    assert letters.price(1.1) == pieces.price(3.0)

@@ -83,7 +83,9 @@ def test_adamw_takes_the_steps_of_the_paper(kind):
             step = m[i] / (1 - 0.8**t) / (math.sqrt(v[i] / (1 - 0.95**t)) + 1e-4)
             now[i] -= rate * (step + decay * now[i])
         steps.append(list(now))
-    rule, parameters = (AdamW, toy()) if kind is SimpleLLM else (fast.AdamW, Flat(SimpleNamespace(parameters=toy)))
+    rule, parameters = AdamW, toy()
+    if kind is FastLLM:
+        rule, parameters = fast.AdamW, Flat(SimpleNamespace(parameters=toy))
     optimizer = rule(parameters, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.2)
     assert_steps(optimizer, [parameters] if kind is FastLLM else parameters, steps)
     assert optimizer.step_count == 3

@@ -202,13 +202,13 @@ def growth() -> dict[str, list[float]]:
         "time, by batch": lambda k: step_time(FastLLM(nano), 4 * k, steps=10),
         "time, by layers": lambda k: step_time(
             FastLLM(replace(nano, n_layers=k)), 12, steps=10),
-        "memory, by batch": lambda k: workspace_bytes(nano, 4 * k),
+        "memory, by batch": lambda k: kept_bytes(nano, 4 * k),
     }
     costs = {name: [cost(k) for k in times] for name, cost in measures.items()}
     return {name: [each / found[0] for each in found] for name, found in costs.items()}
 
 
-def workspace_bytes(config: Config, batch: int) -> float:
+def kept_bytes(config: Config, batch: int) -> float:
     """The memory of a model that has made a step, without its parameters."""
     tracemalloc.start()
     model, (ids, targets) = FastLLM(config), make_batch(config, batch)

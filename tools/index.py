@@ -70,14 +70,14 @@ def sources(module: str, tree: ast.Module) -> dict[str, str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("simple_llm"):
             for alias in node.names:
-                found[alias.asname or alias.name] = f"{node.module}".rpartition(".")[2]
+                found[alias.asname or alias.name] = str(node.module)
     return found
 
 
 def name_index(files: tangle.Files) -> dict[tuple[str, str], tuple[tangle.Block, list]]:
     """For each public function, class and method: the block that defines it, and (but for
     methods, whose class the text does not tell) those that use it."""
-    modules = {Path(path).stem: (ast.parse(text), files[path])
+    modules = {path[:-3].replace("/", "."): (ast.parse(text), files[path])
                for path, text in tangle.texts(files).items()
                if path.startswith("simple_llm/") and path.endswith(".py")}
     index: dict[tuple[str, str], tuple[tangle.Block, list]] = {}

@@ -202,8 +202,8 @@ def forms(term: str) -> str:
 
 
 def find_undefined_terms(book: Book) -> Iterator[Problem]:
-    """Each entry of the glossary leads to the section that defines it, in bold type;
-    and the term is not used before, unless the first use is a link."""
+    """Each entry of the glossary leads to the section that defines it, in bold type; and
+    its (first) term is not used before, unless the first use is a link."""
     from weave import anchor
     prose = FORMULA.sub(blank, book.prose())
     prose = re.sub(r"`[^`\n]*`", blank, COMMENT.sub(blank, prose))
@@ -220,7 +220,7 @@ def find_undefined_terms(book: Book) -> Iterator[Problem]:
         end = following.start() if following else len(prose)
         sections[anchor(here[1], taken)] = (here.end(), end)
     for entry in ENTRY.finditer(glossary[1]):
-        term, target = entry[1], entry[2]
+        term, target = entry[1].split(", ")[0], entry[2]
         line = prose.count("\n", 0, glossary.start(1) + entry.start()) + 1
         begin, end = sections.get(target, (0, 0))
         bold = next((span for span in re.compile(r"\*\*(.+?)\*\*", re.S).finditer(
@@ -312,7 +312,8 @@ NO_TERMS = {"guess"}                                    # bold, and not in the g
 def find_terms_without_entry(book: Book) -> Iterator[Problem]:
     """What is bold within a paragraph of a chapter is a term, and stands in the glossary."""
     glossary = GLOSSARY.search(book.prose())
-    entries = {entry[1] for entry in ENTRY.finditer(glossary[1])} if glossary else set()
+    entries = {term for entry in ENTRY.finditer(glossary[1] if glossary else "")
+               for term in entry[1].split(", ")}
     for chapter in book.chapters().values():
         prose = COMMENT.sub(blank, chapter.prose())
         prose = re.sub(r"^(\||#|<a id=|<summary).*$", blank, prose, flags=re.M)
