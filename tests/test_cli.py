@@ -1,5 +1,6 @@
 """The command line as a user types it. Bad input gets one sentence and no traceback."""
 import importlib
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import simple_llm
 from simple_llm.cli import train as command_train
 from simple_llm.cli.curve import write_curve
 from simple_llm.cli.main import main, make_parser
+from simple_llm.cli.progress import Progress
 from simple_llm.engine.resume import CHECKPOINT, read_checkpoint
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.tokenizer import Tokenizer
@@ -181,6 +183,16 @@ def test_max_steps_ends_after_exactly_so_many(home, tmp_path):
     assert (found.step, found.total_steps, found.history[-1][1]) == (37, 37, 37)
     done = run("info", cwd=tmp_path)
     assert "37 of 37 steps" in done.stdout and "at step " in done.stdout
+
+
+def test_the_loss_that_is_shown_is_a_running_mean_over_all_steps(capsys):
+    progress, score, mean = Progress(steps_per_epoch=10), Score(1.0, None, None), 4.0
+    progress.show(Moment(0, 0, 40, math.nan, 0, score))
+    for step in range(1, 41):
+        loss = 4 * 0.9 ** (step - 1)
+        mean += 0.05 * (loss - mean)
+        progress.show(Moment(1, step, 40, loss, 8, score if step == 40 else None))
+    assert f"loss {mean:.3f}" in capsys.readouterr().err
 
 
 def test_the_ladders_smaller_model_is_announced_and_shows_its_progress(tmp_path):
