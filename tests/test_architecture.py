@@ -67,7 +67,7 @@ def test_training_knows_the_model_the_model_the_layers_and_these_nobody():
     assert needs("layers") == needs("errors") == needs("gradcheck") == needs("ngram") == set()
     assert needs("tiny") == set() and needs("optimizer") == needs("generate") == {"layers"}
     others = needs("model") - {"layers", "generate"}
-    assert others <= {"checkpoint", "errors", "files"}
+    assert others <= {"checkpoint", "errors", "files", "voices"}
     assert "model" in needs("train") and needs("train") & {"inside", "page", "first"} == set()
     assert needs("world") & needs("text") & {"model", "train", "layers"} == set()
 

@@ -246,10 +246,9 @@ def test_a_config_that_makes_no_sense_is_refused_in_one_sentence(saved, change, 
     assert "\n" not in str(caught.value)
 
 
-def test_special_ids_that_are_no_numbers_count_as_missing(saved):
-    junk = {"pad_token_id": "0", "bos_token_id": 1.0, "eos_token_id": [2]}
-    edit(saved[1], junk)
-    assert SimpleLLM.from_pretrained(saved[1]).config.special_ids == (None, None, None)
+def test_special_ids_may_be_absent_or_several(saved):
+    edit(saved[1], {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": [2, 5]})
+    assert SimpleLLM.from_pretrained(saved[1]).config.special_ids == (None, 1, (2, 5))
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff", b"null", b"[" * 100_000])

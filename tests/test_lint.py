@@ -86,7 +86,7 @@ FINE_AND_BROKEN = [
     (lint.find_undefined_terms, DEFINED, "# Book\n"),
     (lint.find_too_few_words, "one two three four <!-- five -->\n" + chunk(),
      "one two three <!-- four -->\n" + chunk()),
-    (lint.find_too_many_bytes, "x" * 349_999, "x" * 350_000),
+    (lint.find_too_many_bytes, "x" * 511_999, "x" * 512_000),
 ]
 
 
@@ -162,7 +162,7 @@ def in_parts(text):
     ("\n\n</details>", "\n</details>", "does not end in an empty line"),
     ("an **attic**", "an **attic** or **old\ncellar**", "old cellar is not in the glossary"),
     ("- [Not](#1-one): no.", "", "not is not in the glossary"),
-    ("A preface.", "x" * 350_000, "350 is the limit")])
+    ("A preface.", "x" * 512_000, "512 is the limit")])
 def test_what_breaks_a_rule_of_the_parts_is_noticed(old, new, wrong):
     assert in_parts(PARTS) == []
     found = in_parts(changed(old, new, PARTS))

@@ -84,6 +84,42 @@ def test_a_text_that_is_too_short_is_refused_with_the_length_needed(length, cont
 # Files
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_text_in_utf_16_with_its_mark_is_read(tmp_path, encoding):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\ntwo é".encode(encoding))
+    assert read_text(str(path)) == "one\ntwo é"
+    path.write_bytes("\ufeffa".encode(encoding) + b"x")
+    with pytest.raises(UserError, match="not UTF-16: byte 0x78"):
+        read_text(str(path))
+
+
+def test_a_directory_says_how_many_files_it_read_and_what_it_passed_over(tmp_path, capsys):
+    for name in ("a.txt", "B.TXT", "c.markdown", "d.Md", "e.pdf", "f.PDF", "README", ".hidden.txt"):
+        (tmp_path / name).write_text(name, "utf-8")
+    assert gather_text([str(tmp_path)]).split() == ["B.TXT", "a.txt", "c.markdown", "d.Md"]
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: read 1 .TXT, 1 .txt, 1 .markdown, 1 .Md; "
+        "passed over 1 without suffix, 1 .pdf, 1 .PDF\n")
+    for name in ("a.txt", "B.TXT", "c.markdown", "d.Md"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="no text in it: 1 without suffix, 1 .pdf, 1 .PDF"):
+        gather_text([str(tmp_path)])
+
+
+def test_a_space_before_a_text_is_put_once_however_long_it_is():
+    class Spaced(Tokenizer):
+        def encode(self, text):
+            return super().encode(" " + text)
+
+        def encode_more(self, text):
+            return super().encode(text)
+
+    text = "ab\ncd\nef\n"
+    tokenizer = Spaced.from_text(" " + text, "char")
+    assert tokenizer.decode(encode_long(text, tokenizer, size=2).tolist()) == " " + text
+
+
 def test_a_text_is_read_without_byte_order_mark_and_carriage_returns(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\n\xc3\xa9")

@@ -622,3 +622,13 @@ def test_train_returns_the_score_on_all_of_the_held_out_text():
         score = train(team, corpus, options, moments.append)
         assert len(corpus.validation) > 2 * 2**14
         assert score == evaluate(team, corpus) != moments[-1].score
+
+
+def test_a_machine_that_can_start_no_process_is_not_called_a_full_disk(monkeypatch):
+    def start(process):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(parallel.METHOD.Process, "start", start)
+    model = FastLLM(Config(9, 5, 8, 1, 2))
+    with pytest.raises(UserError, match="cannot start a helper process: Resource temporarily.*--workers 1"):
+        parallel.make_team(model, Options(workers=2))
