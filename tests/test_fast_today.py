@@ -1,0 +1,88 @@
+"""Today's fast layers and model compute what the plain ones do."""
+import numpy as np
+import pytest
+
+from simple_llm.engine import fast_today
+from simple_llm.engine.fast import TILE
+from simple_llm.engine.fast_today import FastTodayLLM
+from simple_llm.gradcheck import find_parameters
+from simple_llm.today import layers as today
+from simple_llm.today.model import TodayConfig, TodayLLM
+from test_layers import Dice
+from test_today import MIXTURES, SIZES, each_layer, each_mixture, make_attention, make_model, normal
+
+
+def assert_near(ours, theirs, tolerance=1e-10):
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1e-3)
+
+
+@each_layer
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("shape", [(2, 4, 8), (1, 5, 8), (3, 1, 8), (1, 1, 8)], ids=str)
+def test_each_layer_gives_the_same(make, p, shape):
+    x, dy, found = normal(*shape), normal(*shape, seed=1), []
+    for layers in (today, fast_today):
+        layer = make(layers, p)
+        y, dx = Dice(layer).forward(x), layer.backward(dy)
+        found.append([y, dx, *(q.grad for q in find_parameters(layer))])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert_near(ours, theirs)
+
+
+def test_arrays_longer_than_a_tile():
+    g, u = normal(2, TILE // 2 + 7, 3)
+    W = [normal(3, 4, seed=s) for s in (1, 2)] + [normal(4, 3, seed=3)]
+    found = []
+    for layers in (today, fast_today):
+        gate, up, down = (layers.LinearNoBias(w) for w in W)
+        layer = layers.SwiGLU(gate, up, down, layers.Dropout(0.0, None))
+        found.append([layer.forward(g), layer.backward(u)])
+    for ours, theirs in zip(found[1], found[0]):
+        assert_near(ours, theirs)
+
+
+def test_the_weights_can_be_looked_at():
+    x, found = normal(2, 4, 8), []
+    for layers in (today, fast_today):
+        layer = make_attention(layers)
+        layer.forward(x)
+        found.append(layer.p)
+    assert_near(found[1], found[0])
+
+
+@each_mixture
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_models_have_the_same_gradients(parts, dropout):
+    pair = [make_model(parts, kind=kind, dropout=dropout) for kind in (TodayLLM, FastTodayLLM)]
+    rng = np.random.default_rng(0)
+    for B, T in [(3, 5), (1, 1), (1, 9), (4, 2), (3, 5)]:
+        ids, targets = rng.integers(7, size=(2, B, T))
+        targets[rng.random((B, T)) < 0.4] = -1
+        targets[0, 0] = 3
+        found = []
+        for model in pair:
+            model.zero_grad()
+            model.train()
+            model.reseed([1, 2])
+            loss = model.loss(ids, targets)
+            model.backward()
+            model.eval()
+            found.append([np.array(loss), *(p.grad.copy() for p in model.parameters())])
+        for ours, theirs in zip(found[1], found[0], strict=True):
+            assert np.abs(ours - theirs).max() <= 1e-9 * max(np.abs(theirs).max(), 1e-3)
+
+
+@each_mixture
+def test_one_token_at_a_time_gives_the_same_logits(parts):
+    slow, quick = (make_model(parts, kind=kind) for kind in (TodayLLM, FastTodayLLM))
+    ids = np.random.default_rng(1).integers(11, size=(1, 9))
+    whole, caches = slow.forward(ids), quick.make_caches()
+    for t in range(9):
+        assert_near(quick.next_logits(ids[:, t : t + 1], caches), whole[:, t], 1e-9)
+
+
+def test_it_generates_the_same_text():
+    slow, quick = (make_model({}, kind=kind) for kind in (TodayLLM, FastTodayLLM))
+    one, two = (list(m.generate([1, 2], 30, 1.0, seed=3)) for m in (slow, quick))
+    assert one == two and len(one) == 30
