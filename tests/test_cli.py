@@ -1,5 +1,6 @@
 """The command line as a user types it. Bad input gets one sentence and no traceback."""
 import importlib
+import json
 import math
 import os
 import re
@@ -172,6 +173,24 @@ def test_fine_tuning_keeps_the_sizes_and_the_vocabulary(home):
     assert old.config == new.config and not np.array_equal(
         old.head.weight.data, new.head.weight.data)
     assert Tokenizer.load(home / "tuned").tokens == Tokenizer.load(home / "model").tokens
+
+
+def test_a_model_of_llamas_form_does_all_that_the_other_does(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT, "utf-8")
+    train = ("train", "--corpus", "text.txt", "--form", "llama", "--out", "model", *TINY, "--heads", "4")
+    done = run(*train, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "model/config.json").read_text("utf-8"))
+    assert config["architectures"] == ["LlamaForCausalLM"] and config["num_key_value_heads"] == 2
+    for command in ("generate --temperature 0 --prompt the", "eval --corpus text.txt", "inspect the", "info",
+                    "train --from model --corpus text.txt --out more --epochs 1 --workers 1 --no-ladder",
+                    "train --from model --corpus text.txt --out plain --epochs 1 --workers 1 --no-ladder --plain"):
+        done = run(*command.split(), cwd=tmp_path)
+        assert done.returncode == 0, (command, done.stderr)
+    again = run(*train[:-2], "--heads", "4", "--resume", cwd=tmp_path)
+    assert "had already finished" in again.stdout
+    refused = run("train", "--from", "model", "--form", "gpt2", "--corpus", "text.txt", cwd=tmp_path)
+    assert refused.returncode == 2 and "--from brings" in refused.stderr
 
 
 def test_a_tilde_is_the_home_directory_wherever_a_path_is_typed(home, tmp_path):

@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 from bench_charts import draw_growth, draw_roofline, draw_token_times  # noqa: E402
 from simple_llm.batches import Array, Batch  # noqa: E402
 from simple_llm.engine.fast import AdamW, FastLLM, Flat  # noqa: E402
-from simple_llm.engine.parallel import DataParallel  # noqa: E402
+from simple_llm.engine.parallel import DataParallel, real_cores  # noqa: E402
 from simple_llm.model import Config, SimpleLLM  # noqa: E402
 from simple_llm.optimizer import clip_gradients  # noqa: E402
 
@@ -148,6 +148,8 @@ def bench(workers: int, as_json: bool) -> None:
     models = {name: measure_apart(name, workers) for name in SIZES}
     rates = {"product_gflop_per_s": product_rate() / 1e9,
              "memory_gb_per_s": memory_rate() / 1e9}
+    alone = measure_apart("nano", 1) if workers > 1 else models["nano"]
+    rates["share_of_one_worker"] = models["nano"]["step_ms"] / alone["step_ms"]
     if as_json:
         print(json.dumps({**rates, "workers": workers, "models": models}, indent=2))
     else:
@@ -167,6 +169,10 @@ def print_bench(
         print(f"{name:12} {found['step_ms']:6.1f} ms {found['tokens_per_s']:9,.0f} "
               f"{share:11.0%} {found['generated_per_s']:7,.0f} tok/s "
               f"{found['memory_mb']:5.0f} MB")
+    if workers > 1:
+        share = rates["share_of_one_worker"]
+        advice = "that helps" if share < 0.9 else "no help here: train with --workers 1"
+        print(f"\n{workers} workers need {share:.2f} of the time of one for a step of nano: {advice}")
 
 
 def measure_jobs() -> dict[str, tuple[float, float]]:
@@ -241,7 +247,7 @@ def smooth_token_times(name: str, tokens: int = 1024, each: int = 16) -> list[fl
 
 
 def main(arguments: list[str]) -> None:
-    workers = min(4, os.cpu_count() or 1)
+    workers = min(4, real_cores())
     match arguments:
         case [] | ["--json"]:
             bench(workers, bool(arguments))

@@ -41,6 +41,9 @@ from simple_llm.world import (  # noqa: E402
 )
 
 
+USUAL = {"matrix_rate": 0.02, "min_lr": 0.0}           # as make train has it
+
+
 def experiment(
     seed: int = 1, epochs: int = 50, world: World = World(), batch: int = 64,
     layers: int = 2, spoil: Callable[[SimpleLLM], None] = lambda model: None,
@@ -48,7 +51,7 @@ def experiment(
     """Train; how far above the floor it ended, and all scores with their epochs."""
     corpus = StoryCorpus(world, batch, seed=seed)
     sizes = Config(corpus.tokenizer.vocab_size, corpus.longest, n_layers=layers)
-    model, moments, options = FastLLM(sizes, seed), [], Options(epochs)
+    model, moments, options = FastLLM(sizes, seed), [], Options(epochs, **USUAL)
     spoil(model)
     with make_team(model, options) as team:
         train(team, corpus, options, moments.append)
@@ -242,7 +245,7 @@ def teach(
 ) -> SimpleLLM:
     """The usual training on a corpus."""
     sizes = Config(corpus.tokenizer.vocab_size, corpus.longest, n_layers=layers)
-    model, options = FastLLM(sizes, seed), Options(seed=seed, evaluations=evaluations)
+    model, options = FastLLM(sizes, seed), Options(seed=seed, evaluations=evaluations, **USUAL)
     with make_team(model, options) as team:
         train(team, corpus, options, report)
     return model

@@ -28,6 +28,7 @@ import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from simple_llm.cli.generate import load  # noqa: E402
 from simple_llm.cli.main import main as simple_llm_main  # noqa: E402
 from simple_llm.engine.fast import FastLLM  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
@@ -111,15 +112,16 @@ def ours_there(home: Path) -> None:
     text = ["--corpus", str(home / "topics.txt"), "--layers", "2", "--width", "32", "--epochs", "1",
             "--workers", "1"]
     for kind, options in (("word", words), ("char", [*text, "--tokenizer", "char"]),
-                          ("bpe", [*text, "--tokenizer", "bpe", "--vocab-size", "1000"])):
+                          ("bpe", [*text, "--tokenizer", "bpe", "--vocab-size", "1000"]),
+                          ("llama", [*words, "--form", "llama"])):
         out = home / kind
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             status = simple_llm_main(["train", "--out", str(out), "--no-ladder", *options])
         assert status == 0, kind
-        ours, tokenizer = FastLLM.from_pretrained(out), Tokenizer.load(out)
+        ours, tokenizer = load(out)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
         their_tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-        texts = stories if kind == "word" else []
+        texts = stories if kind in ("word", "llama") else []
         prompts = [" ".join(text.split()[:6]) for text in (texts or odd_texts())[:20]]
         every = every_known_character(1 if kind == "bpe" else 5)
         show(f"{kind}, ours opened there",

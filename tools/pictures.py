@@ -34,6 +34,8 @@ from simple_llm.layers import (  # noqa: E402
 from simple_llm.model import Config, SimpleLLM, sinusoids  # noqa: E402
 from simple_llm.ngram import ladder  # noqa: E402
 from simple_llm.optimizer import SGD, AdamW, learning_rate  # noqa: E402
+from simple_llm.today.layers import rotary_angles, rotate  # noqa: E402
+from simple_llm.today.muon import COEFFICIENTS  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
 from simple_llm.world import Story, StoryCorpus, World, floor  # noqa: E402
 
@@ -773,6 +775,71 @@ def draw_floats(path: Path) -> None:
     drawing.save(path)
 
 
+# Chapter 16: a model of today
+
+PLACES = ((5, 3), (107, 105), (5, 4))                   # of a query and a key
+
+
+def draw_rope(path: Path) -> None:
+    cos, sin = rotary_angles(108, 4, 100.0)                                # (108, 2) each
+    q, k = np.array([1.0, 0.5, 0.0, 2.0]), np.array([1.0, 1.0, 1.0, 0.0])
+    drawing = Drawing(
+        "Both hands turn together: only the distance counts",
+        "The two hands of a query and of a key at three pairs of positions. At the first two the "
+        "positions are 2 apart, the hands point elsewhere, and the angle between them and the "
+        "score are the same; at the third they are 1 apart, and both differ.",
+        424, ["Solid: the query, dashed: the key. One clock for each pair of elements of a head."])
+    for row, (name, i) in enumerate((("1 radian a token", 0), ("0.1 radian a token", 1))):
+        y = 152 + 128 * row
+        drawing.text(24, y - 2, "the fast hand" if not row else "the slow hand", INK, 14, bold=True)
+        drawing.text(24, y + 17, name, GREY, 13)
+        for column, (a, b) in enumerate(PLACES):
+            x = 262 + 180 * column
+            drawing.dot(x, y, GREY, 50, CARD)
+            drawing.line([(x + 50, y), (x + 44, y)], GREY, 1)              # where no angle begins
+            for vector, t, color, dashes in ((q, a, BLUE, SOLID), (k, b, RED, "5 3")):
+                u, v = rotate(vector, cos[t], sin[t])[[i, i + 2]]
+                long = 42 / np.hypot(u, v)
+                drawing.arrow([(x, y), (x + long * u, y - long * v)], color, 2.6, dashes)
+    for column, (a, b) in enumerate(PLACES):
+        x, score = 262 + 180 * column, rotate(q, cos[a], sin[a]) @ rotate(k, cos[b], sin[b])
+        drawing.text(x, 358, f"query at {a}, key at {b}", INK, 13, "middle")
+        drawing.text(x, 378, f"{a - b} apart: score {score:.2f}", INK, 14, "middle", bold=True)
+    drawing.text(24, 408, "Each hand is drawn equally long; the score is the sum over both clocks "
+                 "of length times length times cosine.", GREY, 12)
+    drawing.save(path)
+
+
+def rounds_of(s: Array, count: int) -> Array:
+    """What some rounds of Newton-Schulz make of singular values."""
+    a, b, c = COEFFICIENTS
+    for _ in range(count):
+        s = a * s + b * s**3 + c * s**5
+    return s
+
+
+def draw_newton_schulz(path: Path) -> None:
+    s = np.geomspace(1e-4, 1, 1201)
+    after = rounds_of(s, 5)
+    drawing = Drawing(
+        "Five rounds lift every singular value above 0.003 to about 1",
+        "Singular values before and after one, three and five rounds of the polynomial. After "
+        f"five, all that were above 0.003 lie between {after[s >= 0.003].min():.2f} and "
+        f"{after[s >= 0.003].max():.2f}; smaller ones have been made 485 times as large.",
+        400, ["Before (to the right, each mark ten times the last) and after (upwards)."])
+    axes = Axes(drawing, (64, 96, 560, 336), (1e-4, 1), (0, 1.25), log_x=True)
+    axes.x_axis("singular value before, as a share of the matrix", [1e-4, 1e-3, 1e-2, 0.1, 1])
+    axes.y_axis("after", [0, 0.25, 0.5, 0.75, 1])
+    axes.curve([1e-4, 1], [1, 1], GREY, 1, DOTTED)
+    axes.curve(s, s, GREY, 1.5, "2 3")
+    for count, color, dashes in ((1, OCHRE, DOTTED), (3, RED, DASHED), (5, BLUE, SOLID)):
+        axes.curve(s, rounds_of(s, count), color, 2.4, dashes)
+    for words, color, y in (("after five rounds", BLUE, 0.95), ("after three", RED, 0.78),
+                            ("after one", OCHRE, 0.61), ("before", GREY, 0.44)):
+        drawing.text(580, axes.y(y), words, color, 14)
+    drawing.save(path)
+
+
 def main(out: str, trained: str = "") -> None:
     if trained:
         model = SimpleLLM.from_pretrained(trained)
@@ -788,7 +855,8 @@ ALONE: dict[str, Callable[[Path], None]] = {
     "ladder.svg": draw_ladder, "tangent.svg": draw_tangent, "gelu.svg": draw_gelu,
     "layernorm.svg": draw_layernorm, "mask.svg": draw_mask, "model.svg": draw_model,
     "clocks.svg": draw_clocks, "valley.svg": draw_valley, "schedule.svg": draw_schedule,
-    "safetensors.svg": draw_safetensors, "floats.svg": draw_floats,
+    "safetensors.svg": draw_safetensors, "floats.svg": draw_floats, "rope.svg": draw_rope,
+    "newton-schulz.svg": draw_newton_schulz,
 }
 WITH_MODEL: dict[str, Callable[[SimpleLLM, Path], None]] = {
     "attention-words.svg": draw_attention_words, "temperature.svg": draw_temperature,
