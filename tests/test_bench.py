@@ -101,8 +101,20 @@ def test_the_bench_prints_json_for_machines(small_sizes, capsys):
 def test_the_bench_prints_a_table_for_people(small_sizes, capsys):
     bench.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert "GB/s" in lines[0] and len(lines) == 7
-    assert [line[:11].strip() for line in lines[3:]] == list(bench.SIZES)
+    assert "GB/s" in lines[0]
+    assert [line[:11].strip() for line in lines[3:7]] == list(bench.SIZES)
+
+
+@pytest.mark.parametrize(("share", "says"), [(0.55, "that helps"), (0.95, "train with --workers 1")])
+def test_the_bench_says_whether_a_second_worker_helps(small_sizes, monkeypatch, capsys, share, says):
+    monkeypatch.setattr(bench, "real_cores", lambda: 2)
+    measure = bench.measure
+    monkeypatch.setattr(bench, "measure_apart", lambda name, workers: measure(name, 1) | {
+        "step_ms": share if workers == 2 else 1.0})
+    bench.main([])
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"2 workers need {share:.2f} of the time of one for a step of nano: " + {
+            "that helps": says}.get(says, "no help here: " + says))
 
 
 def test_the_figures_are_pictures(small_sizes, monkeypatch, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 import make_voices
 from make_voices import ADDED, CONFIG, DONE, END, GENERAL, GENERATION, MAP, MODEL, TOKENIZER, TWO_MORE, VARIANTS
 from simple_llm.checkpoint import load_safetensors, save_safetensors
-from simple_llm.cli.generate import check_corpus, ends_of, ids_of, load, wishes
+from simple_llm.cli.generate import ends_of, wishes
+from simple_llm.cli.models import check_corpus, ids_of, load
 from simple_llm.cli.main import main
 from simple_llm.cli.train import agreed_ids
 from simple_llm.errors import UserError

@@ -28,8 +28,8 @@ import tokenizers  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from simple_llm.cli.generate import load  # noqa: E402
 from simple_llm.cli.main import main as simple_llm_main  # noqa: E402
+from simple_llm.cli.models import load  # noqa: E402
 from simple_llm.engine.fast import FastLLM  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
 from simple_llm.world import World  # noqa: E402
