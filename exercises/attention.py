@@ -10,7 +10,7 @@ from exercises.common import (
     compare_layers, float32, grader, GRADERS, left_by_forward, normal, Race, rows_to_one,
     time_backward,
 )
-from exercises.diagnose import agree, Array, check, Untouched
+from exercises.diagnose import agree, Array, check, seen, Untouched
 
 
 @grader("causal-mask")
@@ -199,7 +199,8 @@ def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
     before, later = layer.forward(x), x.copy()
     first, kept = before.copy(), layer.p
     later[:, -1] += 1
-    if not agree(layer.forward(later)[:, :-1], before[:, :-1]):
+    if not agree(seen("The outputs before another last input", layer.forward(later)[:, :-1]),
+                 before[:, :-1]):
         raise Wrong("The outputs before change with the last position's input: it looks "
                     "into the future.")
     if not agree(before, first) or np.shares_memory(kept, layer.p):
@@ -212,7 +213,7 @@ def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
     except ValueError as error:
         raise Wrong("With a cache there are more keys than queries (S > T), and it fails: "
                     f"{error}.") from None
-    if not agree(np.concatenate(parts, axis=1), before):
+    if not agree(seen("The output with a cache", np.concatenate(parts, axis=1)), before):
         raise Wrong("With a cache it differs: the T queries are the last of the S "
                     "positions, so they need the last T rows of the mask up to S.")
     with np.errstate(all="ignore"):
@@ -233,7 +234,8 @@ def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
                         "of each row away first.")
         check(f"The output if all scores are near {sign * 1200:+}", got, right)
     layers = [make_attention(module, drop=0.5) for module in (mine, book)]
-    if not agree(*(layer.forward(x) for layer in layers)):
+    got, right = (layer.forward(x) for layer in layers)
+    if not agree(seen("The output with dropout", got), right):
         raise Wrong("With dropout it differs: p, whose rows sum to one, goes through "
                     "self.drop_weights.forward once, and what that returns blends the "
                     "values, whatever its rows sum to.")

@@ -9,6 +9,13 @@ from exercises.chunks import Wrong
 
 Array = np.ndarray
 Mistakes = Mapping[str, Any]  # typical wrong results, by what is to be said of them
+SEEN: list[tuple[str, Array]] = []  # all that an answer gave, for proof.py
+
+
+def seen(what: str, got: Any) -> Any:
+    """Enter something that an answer gave into the record."""
+    SEEN.append((what, np.array(got)))
+    return got
 
 
 def agree(a: Any, b: Any) -> bool:
@@ -30,7 +37,7 @@ def check(what: str, got: Any, right: Any, mistakes: Mistakes = {},
         raise Wrong(f"{what} is None: is a `return` missing?")
     if right.ndim and not isinstance(got, np.ndarray):
         raise Wrong(f"{what} is a {type(got).__name__}, not an array.")
-    got = np.asarray(got)
+    got = np.asarray(seen(what, got))
     if got.shape != right.shape:
         raise Wrong(f"{what} has the shape {got.shape}, not {right.shape}"
                     f"{', so it is transposed' * (got.shape == right.shape[::-1])}.")
@@ -115,6 +122,8 @@ class Untouched:
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         for name, array in self.arrays.items():
+            if not name.startswith("self."):
+                seen(name, array)
             if kind is None and not np.array_equal(array, self.before[name],
                                                    equal_nan=array.dtype.kind == "f"):
                 raise Wrong(f"It changes {name}, which `forward` left and which may be "
@@ -129,7 +138,7 @@ def check_cases(function: Callable[..., Any], right: Callable[..., Any],
         got, wanted = function(*arguments), right(*arguments)
         if got is None:
             raise Wrong(f"{function.__name__}{arguments} is None: is a `return` missing?")
-        if not agree(got, wanted):
-            shown = ", ".join(map(str, arguments))
+        shown = ", ".join(map(str, arguments))
+        if not agree(seen(f"{function.__name__}({shown})", got), wanted):
             raise Wrong(f"{function.__name__}({shown}) is {got:.6g}, not {wanted:.6g}: "
                         f"{sentence}.")

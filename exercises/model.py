@@ -10,7 +10,7 @@ from exercises.attention import time_attention
 from exercises.chunks import Module, Wrong
 from exercises.common import check_owned, compare_layers, grader, normal, Race
 from exercises.diagnose import (
-    agree, Array, check, check_cases, check_gradient, Untouched,
+    agree, Array, check, check_cases, check_gradient, seen, Untouched,
 )
 
 
@@ -115,8 +115,8 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
 
     ours, right, output, forward, alone = (
         make(module) for module in (mine, book, book, book, book))
-    seen: list[Array] = []
-    output.tokens.backward = lambda dx: seen.append(dx.copy())
+    tops: list[Array] = []
+    output.tokens.backward = lambda dx: tops.append(dx.copy())
     forward.blocks = forward.blocks[::-1]
     for block in alone.blocks:
         block.backward = lambda dx, backward=block.backward: (backward(dx), dx)[1]
@@ -135,7 +135,7 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
         raise Wrong("What a block returns is not passed on: each block gets the gradient "
                     "that came from the one above it.")
     first = np.zeros((2, 5, 8))
-    first[:, :3] = seen[0]
+    first[:, :3] = tops[0]
     mistakes = {"transformer.wte.weight": {
         "lacks what comes through the output: the table is used at both ends": table - head,
         "lacks what comes through the input: the table is used at both ends": head},
@@ -166,12 +166,14 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
         model.train()
         model.loss(ids, targets)
         model.backward()
-    if not agree(*map(flat_gradient, dropped)):
+    if not agree(seen("The gradient with dropout", flat_gradient(dropped[0])),
+                 flat_gradient(dropped[1])):
         raise Wrong("With dropout it differs: the gradient goes back through self.drop, too.")
     for model in dropped:                  # once more, as in the next step of training
         model.loss(ids, targets)
         model.backward()
-    if not agree(*map(flat_gradient, dropped)):
+    if not agree(seen("The gradient of a second step", flat_gradient(dropped[0])),
+                 flat_gradient(dropped[1])):
         raise Wrong("In a second step it differs: nothing may be left over from the first.")
     small, right_small = make(mine, np.float32), make(book, np.float32)
     small.backward(), right_small.backward()
