@@ -217,9 +217,12 @@ def run_apart(words: list[str], given: bytes, limit: float) -> Said:
         return Said(report.read(100_000_000), b"".join(printed), ending)
 
 
-def visible(text: str) -> str:
-    """A text in which nothing moves the cursor or changes colours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+def visible(text: str, limit: int = 40) -> str:
+    """The first lines of a text, in which nothing moves the cursor or changes colours."""
+    lines = text.split("\n")
+    more = [f"[... and {len(lines) - limit} lines more]"] * (len(lines) > limit)
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1]
+                   for c in "\n".join(lines[:limit] + more))
 
 
 def keep_the_first(pipe: IO[bytes], kept: list[bytes], limit: int = 4000) -> None:
@@ -255,7 +258,7 @@ def command_grade_here(book: Book, name: str, report: int) -> int:
     with suppress(Exception):
         sys.stdout.flush()
     if own() == pid:  # and no copy of it that the answer has made
-        write(report, " ".join(result.split())[:2000].encode())
+        write(report, " ".join(result.split())[:2000].encode(errors="backslashreplace"))
     leave(0)
     return 0
 
@@ -272,7 +275,8 @@ def command_prove_here(name: str, package: str, file: str, report: int) -> int:
     except Wrong as wrong:
         data = f"wrong {wrong}".encode()
     except BaseException as error:
-        data = f"wrong It raises {chunks.describe(error)}, with other numbers.".encode()
+        data = (f"wrong It raises {chunks.describe(error)}, when all numbers are others."
+                ).encode(errors="backslashreplace")
     while data:
         data = data[write(report, data):]
     leave(0)

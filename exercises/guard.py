@@ -46,7 +46,7 @@ def stand_guard() -> list[str]:
         elif event in BEHIND:
             what = "looks behind Python"
         elif event in FILES and any(map(of_the_book, arguments)):
-            what = "opens or changes files of the book"
+            what = "opens or changes a file that is not its own"
         if what:
             refused.append(what)
             raise Refused(what)

@@ -68,7 +68,8 @@ def judge(book: Book, name: str, data: bytes, luck: int) -> None:
     right = results(name, book.room(name).theirs.module, luck)
     got = unpack(data)
     if len(got) != len(right):
-        raise Wrong("Once more, where the book cannot be seen, it leaves the grading early.")
+        raise Wrong("Once more, where the book cannot be seen, it does not give all that is "
+                    "graded.")
     for (what, wanted), given in zip(right, got):
         if not agree(given, wanted):
             raise Wrong(f"{what}: once more, with other numbers and where the book cannot "

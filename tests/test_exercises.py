@@ -9,7 +9,7 @@ import pytest
 
 import chapter
 from exercises import chunks
-from exercises.__main__ import Desk, grade, main, verdict
+from exercises.__main__ import Desk, grade, grade_apart, main, verdict
 from exercises.chunks import Book, Wrong
 from exercises.graders import GRADERS
 
@@ -163,7 +163,8 @@ def desk(tmp_path, *words, seconds=60):
     environment = {"PYTHONPATH": f"{ROOT / 'build'}", "PATH": "", "PYTHONUTF8": "1"}
     return subprocess.run(
         [sys.executable, "-m", "exercises", "--answers", str(tmp_path), *words], cwd=ROOT,
-        env=environment, capture_output=True, text=True, timeout=seconds)
+        env=environment, capture_output=True, text=True, timeout=seconds,
+        start_new_session=True)
 
 
 def test_an_exercise_from_the_beginning_to_the_end(tmp_path):
@@ -187,25 +188,49 @@ def test_an_exercise_from_the_beginning_to_the_end(tmp_path):
     ("    import os\n    os._exit(0)", "Line 3, `os._exit(0)`, raises SystemExit: 0."),
     ("    import posix\n    print('Right: answers/softmax.py')\n    posix._exit(0)",
      "Python ended before the grading did (exit status 0)"),
-    ("    import os\n    os.execv('/bin/true', ['true'])", "before the grading did"),
-    ("    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)", "(signal 9)"),
+    ("    import os\n    os.execv('/bin/true', ['true'])", "starts another process"),
+    ("    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)", "sends a signal"),
+    ("    import signal\n    signal.setitimer(0, 0.1)\n    while True: pass", "(signal 14)"),
+    # What it writes into every pipe and file is no verdict.
     ("    import os\n    for fd in range(3, 99):\n        try:\n            os.write(fd, "
-     "b'0' * 32 + b' [true, \"\"]')\n        except OSError:\n            pass\n"
+     "b'right It is as fast.')\n        except OSError:\n            pass\n"
      "    import posix; posix._exit(0)", "before the grading did"),
     ("    import os\n    os.closerange(3, 99)\n    return z / 2", "before the grading did"),
     ("    import json, os\n    json.dumps = os.write = os.read = lambda *a: b'right'\n"
      "    return z", "24 of 24 elements"),
     ("    import sys\n    sys.stdout.close(); sys.stdout = None\n    return input()",
      "raises RuntimeError"),
-    ("    import atexit, os\n    atexit.register(print, 'bye')\n    os.fork()\n"
-     "    return z", "24 of 24 elements"),
+    ("    import os\n    try: os.fork()\n    except BaseException: pass\n    RIGHT",
+     "It starts another process"),
+    # The solution, by ways that no import goes.
+    ("    return eval(open('build/simple_llm/layers.py').read())", "a file that is not its"),
+    ("    import gc\n    return gc.get_objects()", "looks behind Python"),
+    ("    try: raise ValueError\n    except ValueError as e: f = e.__traceback__.tb_frame\n"
+     "    while f and 'right' not in f.f_code.co_varnames: f = f.f_back\n"
+     "    return f.f_locals['book'].softmax(z) if f and 'book' in f.f_locals else z",
+     "when all numbers are others"),
+    # What grades is bent until the process says right: the numbers are judged elsewhere.
+    ("    import sys\n    f = sys._getframe(1).f_globals\n    if 'agree' in f: "
+     "f['agree'].__code__ = (lambda a, b: True).__code__\n"
+     "    return np.nan_to_num(z)",
+     "The result: once more, with other numbers"),
     ("    while True:\n        print('x' * 999)", "did not end within 2 seconds"),
 ])
-def test_a_verdict_comes_from_the_grader_alone(tmp_path, answer, part):
-    (tmp_path / "softmax.py").write_text(f"def softmax(z):\n{answer}\n")
-    done = desk(tmp_path, "grade", "softmax", "--limit", "2")
-    assert done.returncode == 1 and part in " ".join(done.stderr.split()), done
-    assert "\nRight" not in "\n" + done.stdout and len(done.stdout) < 9000
+def test_a_verdict_comes_from_the_grader_alone(answer, part):
+    right = "e = np.exp(z - z.max(-1)[..., None]); return e / e.sum(axis=-1, keepdims=True)"
+    answer = answer.replace("RIGHT", right).replace("build/", f"{ROOT}/build/")
+    verdict = grade_apart(BOOK, "softmax", f"def softmax(z):\n{answer}\n", limit=2)
+    assert not verdict.right and part in verdict.sentence, verdict
+    assert "\n" not in verdict.sentence and len(verdict.printed) < 9000
+
+
+def test_an_answer_does_not_end_what_grades_it(tmp_path):
+    (tmp_path / "softmax.py").write_text(
+        "def softmax(z):\n    import os\n    print('\\rRight\\n' * 9999)\n"
+        "    os.killpg(os.getpgid(os.getppid()), 9)\n")
+    done = desk(tmp_path, "grade", "softmax")
+    assert done.returncode == 1 and "sends a signal" in done.stderr, done
+    assert done.stdout.count("\n") < 50 and "\nRight" not in done.stdout.replace("\r", "\n")
     assert Desk(tmp_path).state("softmax") == "begun"
 
 
