@@ -395,8 +395,10 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "prove-here":  # where the book must not be read
         return command_prove_here(args.name, args.package, args.file, args.report)
     book, desk = Book(), Desk(args.answers)
-    if args.command == "list" or not args.name:
+    if args.command == "list" or (args.command == "exercise" and not args.name):
         return command_list(book, desk)
+    if not args.name:
+        raise Wrong(f"Say which: make {args.command} EX=softmax; `make exercise` lists them.")
     if args.name not in book.rewrites:
         raise Wrong(f"There is no exercise {args.name}; `make exercise` lists them.")
     match args.command:

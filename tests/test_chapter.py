@@ -147,6 +147,51 @@ PI = 3
 """
 
 
+def chapter_program(tmp_path, *arguments):
+    assert chapter.main([*arguments, str(tmp_path)]) == 0
+    text = (tmp_path / "README.md").read_text()
+    return [line.strip() for line in text.split("\n") if line.startswith("    ")]
+
+
+@pytest.mark.parametrize("number", ["1", "9", str(NUMBERS[-1])])
+def test_every_command_of_a_chapter_program_works_on_one_blas_thread(number, tmp_path):
+    commands = chapter_program(tmp_path, number)
+    assert "python -m simple_llm.tiny" in commands and len(commands) == {
+        "1": 2, "9": 4}.get(number, 5)
+    commands.remove("python -m simple_llm.first") if number != "1" else None  # a minute
+    environment = {"PATH": str(Path(sys.executable).parent), "PYTHONUTF8": "1"}
+    shell = " &&\n".join([*commands, "python -c 'import simple_llm, os; "
+                          'print("threads", os.environ["OPENBLAS_NUM_THREADS"])\''])
+    done = subprocess.run(["/bin/sh", "-c", shell], cwd=tmp_path, env=environment, input="",
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("threads 1\n")
+
+
+def test_the_first_training_of_a_chapter_program_takes_its_steps_and_answers(tmp_path):
+    chapter_program(tmp_path, "9")
+    done = subprocess.run(
+        [sys.executable, "-c", "from simple_llm import first; first.main(steps=1)"],
+        cwd=tmp_path, env={"PYTHONUTF8": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0 and "> anna went" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("number", sorted(
+    {e.number.split(".")[0] for e in chapter.Book(TEXT).rewrites.values()}, key=int))
+def test_a_starter_raises_in_place_of_each_rewrite_of_its_chapter(number, tmp_path):
+    chapter_program(tmp_path, "--starter", number)
+    text = "".join(path.read_text() for path in tmp_path.rglob("*.py"))
+    rewrites = [e.name for e in chapter.Book(TEXT).rewrites.values()
+                if e.number.startswith(f"{number}.")]
+    whole = {name: text.count(f'NotImplementedError("exercise {name}: simple_llm.md:')
+             for name in rewrites}
+    nested = {"gradient-of-the-scores": "attention-backward"}    # is a part of that one
+    assert all(whole[nested.get(name, name)] for name in rewrites), whole
+    for name in rewrites:
+        last = chapter.Book(TEXT).chunk(name).rstrip().split("\n")[-1].split("  #")[0].strip()
+        assert last.startswith("return") or last not in text, name
+
+
 def test_what_comes_later_is_left_out_or_borrowed():
     prefix = chapter.Prefix(SMALL, 1)
     assert prefix.complete() == {
@@ -157,6 +202,22 @@ def test_what_comes_later_is_left_out_or_borrowed():
         "simple_llm/two.py": "class Base(Exception): pass\nclass Wrong(Base): pass\n"
         "...  # <<never>>: chapter 3\nPI = 3\n"}
     assert prefix.borrowed == {"wrong": 3, "base": 3}
+
+
+def test_a_method_that_is_called_already_is_borrowed():
+    text = SMALL.replace("raise Wrong(PI)", "return C().method()")
+    assert chapter.Prefix(text, 1).complete() == {
+        "simple_llm/one.py": "from simple_llm.two import Never\ndef a():\n"
+        "    return C().method()\nclass C:\n    x = 1\n    def method(self): return Never\n"
+        "...  # <<b>>: chapter 2\n",
+        "simple_llm/two.py": "...  # <<base>>: chapter 3\n...  # <<wrong>>: chapter 3\n"
+        "class Never: pass\nPI = 3\n"}
+
+
+def test_a_function_that_is_borrowed_has_all_of_its_lines():
+    text = SMALL.replace("class Wrong(Base): pass", "def Wrong(x):\n    <<never>>")
+    assert chapter.Prefix(text, 1).complete()["simple_llm/two.py"].startswith(
+        "...  # <<base>>: chapter 3\ndef Wrong(x):\n    class Never: pass\n")
 
 
 def test_an_import_that_nothing_uses_yet_brings_no_file():

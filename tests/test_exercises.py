@@ -278,6 +278,12 @@ def test_without_a_name_the_exercises_are_listed(capsys, tmp_path):
     assert re.search(r"softmax +laid out", out)
 
 
+def test_grading_nothing_is_no_success(capsys, tmp_path):
+    for command in ("grade", "hint", "solution"):
+        status, out, err = run(capsys, tmp_path, command)
+        assert (status, out) == (1, "") and f"make {command} EX=softmax" in err
+
+
 def test_an_unknown_exercise_is_a_sentence(capsys, tmp_path):
     assert run(capsys, tmp_path, "grade", "nowhere")[::2] == (
         1, "There is no exercise nowhere; `make exercise` lists them.\n")
