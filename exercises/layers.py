@@ -7,8 +7,8 @@ import numpy as np
 
 from exercises.chunks import Module, Wrong
 from exercises.common import (
-    check_owned, compare_layers, float32, grader, left_by_forward, normal, Race,
-    time_backward,
+    check_owned, compare_layers, float32, grader, in_other_memory, left_by_forward, normal,
+    Race, time_backward,
 )
 from exercises.diagnose import agree, Array, check, Untouched
 
@@ -24,10 +24,14 @@ def grade_numerical_gradient(mine: Module, book: Module) -> Race:
     def loss_of(x: Array) -> Callable[[], float]:
         return lambda: float((x**3).sum())
 
+    kinds = {"": rows, "a row": normal(5), "one number": np.array(1.5),
+             "an x in Fortran order": np.asfortranarray(rows),
+             "an x that is a view": whole[:, :, ::2],
+             "an x of float32": np.float32([[1, 2, -1]])}
     for h in (1e-3, None):
-        for kind, x in {"": rows, "a row": normal(5), "an x in Fortran order":
-                        np.asfortranarray(rows), "an x that is a view": whole[:, :, ::2]
-                        }.items():
+        for kind, x in kinds.items():
+            if h is None and x.dtype == np.float32:
+                continue  # too small a step for so few digits
             before, loss, given = x.copy(), loss_of(x), () if h is None else (h,)
             got = mine.numerical_gradient(loss, x, *given)
             right = book.numerical_gradient(loss, x, *given)
@@ -63,7 +67,7 @@ def grade_linear(mine: Module, book: Module) -> Race:
     factors = {"the number of rows N": 6, "the batch size B": 2, "the length T": 3}
     compare_layers(make, mine, book, [(x, dy)], {"bias": last}, factors)
     compare_layers(lambda module: make(module, np.float32), mine, book,
-                   [small, float32(x, dy)])
+                   [small, float32(x, dy), float32(x[0, 0], dy[0, 0])])
     big = float32(normal(128, 64), normal(128, 64))
     return time_backward(
         lambda module: module.Linear(normal(64, 64, dtype=np.float32)), *big)
@@ -130,7 +134,20 @@ def grade_layer_norm(mine: Module, book: Module) -> Race:
                 (5, 5, ""), (5, 64, ": in mean(d)"), (64, 5, ": in mean(d n)"))},
         "has means over the rows, not along each row":
             s * (d - d.mean(axis=(0, 1)) - n * (d * n).mean(axis=(0, 1))),
-        "has a wrong sign before a mean": s * (d + mean(d) + n * mean(d * n)),
+        "has wrong signs before both means": s * (d + mean(d) + n * mean(d * n)),
+        "has the wrong sign before mean(d)": s * (d + mean(d) - n * mean(d * n)),
+        "has the wrong sign before n · mean(d n)": s * (d - mean(d) + n * mean(d * n)),
+        "has only what is taken away, and not d itself": -s * (mean(d) + n * mean(d * n)),
+        "is divided by the gain; d is dy times the gain":
+            s * (dy / gain - mean(dy / gain) - n * mean(dy / gain * n)),
+        "lacks the factor mean(d n) of n": s * (d - mean(d) - n),
+        "lacks the factor n within mean(d n)": s * (d - mean(d) - n * mean(d)),
+        **{f"has {which} over {axes}: it goes along each row": wrong
+           for axes, axis in {"the stories": 0, "the positions": 1, "everything": None}.items()
+           for which, wrong in (
+               ("mean(d)", s * (d - d.mean(axis=axis, keepdims=True) - n * mean(d * n))),
+               ("mean(d n)", s * (d - mean(d) - n * (d * n).mean(axis=axis, keepdims=True))),
+           )},
         "has mean(d n) without its factor n": s * (d - mean(d) - mean(d * n))}
     weight = {"lacks the factor n": dy.sum(axis=(0, 1)),
               "has x where n belongs": (dy * x).sum(axis=(0, 1)),
@@ -140,7 +157,7 @@ def grade_layer_norm(mine: Module, book: Module) -> Race:
                    {"dx": dx, "weight": weight, "bias": bias},
                    {"the number of rows N": 6, "the width C": 5})
     compare_layers(lambda module: make(module, np.float32), mine, book,
-                   [float32(x, dy), float32(x[0], dy[0])])
+                   [float32(x, dy), float32(x[0], dy[0]), float32(x[0, 0], dy[0, 0])])
 
     def wider(module: Module) -> Any:
         layer = module.LayerNorm(7, np.float64)
@@ -182,11 +199,24 @@ def grade_gelu(mine: Module, book: Module) -> Race:
         "lacks the one half in the first term": dy * (2 * phi + bend * du),
         "lacks the 1 in 1 + t": dy * (0.5 * t + bend * du),
         "has the wrong sign before the second term": dy * (phi - bend * du),
+        "lacks the factor 1 - t² in the second term": dy * (phi + 0.5 * x * du),
+        "has t² where 1 - t² belongs": dy * (phi + 0.5 * x * t * t * du),
+        "has 1 + t² where 1 - t² belongs": dy * (phi + 0.5 * x * (1 + t * t) * du),
+        "has 1 - t where 1 + t belongs, in the first term": dy * (1 - phi + bend * du),
+        "lacks t in the first term": dy * (0.5 + bend * du),
+        "lacks the 1 in u': its linear term has a slope, too":
+            dy * (phi + bend * c * 3 * a * x * x),
+        "lacks 0.044715 in u'": dy * (phi + bend * c * (1 + 3 * x * x)),
+        "lacks x² in u'": dy * (phi + bend * c * (1 + 3 * a)),
+        "has a wrong sign in u'": dy * (phi + bend * c * (1 - 3 * a * x * x)),
+        "has 2 where 3 belongs in the derivative of the cube":
+            dy * (phi + bend * c * (1 + 2 * a * x * x)),
         "has 1 - t where 1 - t² belongs": dy * (phi + 0.5 * x * (1 - t) * du),
         "has dy where x belongs": dy * (phi + 0.5 * dy * (1 - t * t) * du),
         "is the function's value, times dy; it is the slope": dy * x * phi,
         "goes through GELU as if it were a straight line": dy}})
-    compare_layers(lambda module: module.GELU(), mine, book, [float32(x, dy)])
+    compare_layers(lambda module: module.GELU(), mine, book, [
+        float32(x, dy), float32(x[0, 0], dy[0, 0]), float32(x[:, :, None], dy[:, :, None])])
     return time_backward(lambda module: module.GELU(), normal(65536, dtype=np.float32),
                          normal(65536, seed=1, dtype=np.float32))
 
@@ -208,9 +238,17 @@ def grade_softmax(mine: Module, book: Module) -> Race:
                    ("along the first axis, not the last", 0),
                    ("along axis 1, not along the last", 1))},
             "has the sign of the exponent wrong": book.softmax(-z),
+            "is not exponentiated": z - z.max(axis=-1, keepdims=True),
+            "is not exponentiated, only divided by its sum": z / z.sum(axis=-1, keepdims=True),
+            "is multiplied by its sum, not divided": s * s.sum(axis=-1, keepdims=True),
             "is the logarithm of the probabilities": np.log(right)})
         kept = got.copy()
         check("The result for one row", mine.softmax(2 * z[0, 0]), book.softmax(2 * z[0, 0]))
+        check("The result for five axes", mine.softmax(z[None, :, None]), right[None, :, None])
+        for kind, [other] in in_other_memory(z):
+            with Untouched(z=other):
+                check(f"For a z {kind[5:] if kind[:4] == 'that' else kind}, the result",
+                      mine.softmax(other), right)
         mine.softmax(-z)
         if not agree(got, kept):
             raise Wrong("A second call overwrites what the first one returned: that was the "
@@ -232,6 +270,16 @@ def grade_softmax(mine: Module, book: Module) -> Race:
         check("The result where a logit is -inf", mine.softmax(hidden), book.softmax(hidden))
     big = normal(512, 64, dtype=np.float32)
     return lambda module: lambda: module.softmax(big)
+
+
+def check_other_batches(mine: Module, book: Module) -> None:
+    """Of the cross-entropy: one story, one position, all targets, one target."""
+    for shape, targets in (((1, 1, 3), [[2]]), ((1, 4, 2), [[0, 1, 1, 0]]),
+                           ((3, 2, 4), [[-1, -1], [-1, 3], [-1, -1]])):
+        layers = mine.CrossEntropy(), book.CrossEntropy()
+        for layer in layers:
+            layer.forward(normal(*shape), np.array(targets))
+        check(f"For logits of the shape {shape}, dz", *(layer.backward() for layer in layers))
 
 
 @grader("cross-entropy-backward")
@@ -268,10 +316,15 @@ def grade_cross_entropy(mine: Module, book: Module) -> Race:
                 "has 1 added at the right token, where it is taken away":
                     (p + hot) * used / n})
             kept = got.copy()
+            for kind, arrays in in_other_memory(z, targets):
+                for layer in (ours, right):
+                    layer.forward(*arrays, None if n == 4 else n)
+                check(f"For logits and targets {kind}, dz", ours.backward(), wanted)
             again = ours.backward()
             if not agree(again, kept) or not agree(got, kept):
                 raise Wrong("A second call of `backward` gives something else, or overwrites "
                             "what the first returned: nothing may be left over.")
+    check_other_batches(mine, book)
     big, aims = normal(8, 64, 27, dtype=np.float32), np.arange(512).reshape(8, 64) % 27
 
     def race(module: Module) -> Callable[[], object]:

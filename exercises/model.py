@@ -8,7 +8,7 @@ import numpy as np
 
 from exercises.attention import time_attention
 from exercises.chunks import Module, Wrong
-from exercises.common import check_owned, compare_layers, grader, normal, Race
+from exercises.common import check_owned, compare_layers, grader, normal, Race, spread
 from exercises.diagnose import (
     agree, Array, check, check_cases, check_gradient, seen, Untouched,
 )
@@ -92,7 +92,8 @@ def grade_block(mine: Module, book: Module) -> Race:
                             module.LayerNorm(64, dtype), feed)
 
     big, dbig = (normal(8, 64, 64, dtype=np.float32, seed=seed) for seed in (0, 1))
-    compare_layers(make, mine, book, [(big[:2, :9], dbig[:2, :9]), (big[:1], dbig[:1])])
+    compare_layers(make, mine, book, [(big[:2, :9], dbig[:2, :9]), (big[:1], dbig[:1]),
+                                      (big[:1, :1], dbig[:1, :1])])
 
     def race(module: Module) -> Callable[[], object]:
         block = make(module)
@@ -175,6 +176,8 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
     if not agree(seen("The gradient of a second step", flat_gradient(dropped[0])),
                  flat_gradient(dropped[1])):
         raise Wrong("In a second step it differs: nothing may be left over from the first.")
+    for shape in ((1, 5), (3, 1)):
+        check_batch(make, mine, book, shape)
     small, right_small = make(mine, np.float32), make(book, np.float32)
     small.backward(), right_small.backward()
     check("The gradient for float32", flat_gradient(small), flat_gradient(right_small))
@@ -190,6 +193,17 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
     return race
 
 
+def check_batch(make: Callable[..., Any], mine: Module, book: Module,
+                shape: tuple[int, int]) -> None:
+    """The gradient of another batch: as long as the context, or of one position."""
+    batch = np.arange(shape[0] * shape[1]).reshape(shape) % 6
+    models = make(mine), make(book)
+    for model in models:
+        model.loss(batch, batch[::-1, ::-1])
+        model.backward()
+    check(f"For a batch of the shape {shape}, the gradient", *map(flat_gradient, models))
+
+
 def flat_gradient(model: Any) -> Array:
     """All gradients of a model, one behind the other."""
     return np.concatenate([p.grad.ravel() for p in model.parameters()])
@@ -197,6 +211,7 @@ def flat_gradient(model: Any) -> Array:
 
 # Chapter 9
 
+Layout = Callable[[Array], Array]
 SHAPES = (2, 3), (3,), (1, 2), (1,)       # of the parameters that are graded with
 MATRICES = np.repeat([True, False, True, False], [6, 3, 2, 1])
 
@@ -205,11 +220,13 @@ def numbers(seed: int = 0) -> Array:
     return normal(12, seed=seed)
 
 
-def make_parameters(dtype: Any = np.float64, scale: float = 1.0) -> list[Any]:
+def make_parameters(dtype: Any = np.float64, scale: float = 1.0,
+                    layout: Layout = np.array) -> list[Any]:
     """What an optimizer is given; data and grad are slices of `numbers`."""
     cuts = np.cumsum([np.prod(shape) for shape in SHAPES])[:-1]
-    return [SimpleNamespace(data=data.reshape(shape).astype(dtype), decays=len(shape) == 2,
-                            grad=(scale * grad.reshape(shape)).astype(dtype))
+    return [SimpleNamespace(data=layout(data.reshape(shape).astype(dtype)),
+                            decays=len(shape) == 2,
+                            grad=layout((scale * grad.reshape(shape)).astype(dtype)))
             for shape, data, grad in zip(SHAPES, np.split(numbers(), cuts),
                                          np.split(numbers(1), cuts))]
 
@@ -267,7 +284,22 @@ def grade_sgd(mine: Module, book: Module) -> Race:
     check("The movement for float32", *(
         steps(module.SGD(ps := make_parameters(np.float32), 0.5), ps, rates)
         for module in (mine, book)))
+    for kind, layout in LAYOUTS.items():
+        check(f"For parameters {kind}, the movement", *(
+            steps(module.SGD(ps := make_parameters(layout=layout), 0.5), ps, rates)
+            for module in (mine, book)))
+    check("Without a `momentum`, which then is 0, the movement", *(
+        steps(module.SGD(ps := make_parameters()), ps, rates) for module in (mine, book)))
+    both = [mine.SGD(ps, 0.5) for ps in (make_parameters(), make_parameters())]
+    steps(both[0], both[0].parameters, rates)
+    check("If another optimizer has worked before, the movement",
+          steps(both[1], both[1].parameters, rates),
+          steps(book.SGD(ps := make_parameters(), 0.5), ps, rates))
     return time_step("SGD")
+
+
+LAYOUTS: dict[str, Layout] = {"in Fortran order": np.asfortranarray,
+                              "that are views of larger arrays": spread}
 
 
 def time_step(name: str) -> Race:
@@ -362,9 +394,9 @@ def adamw_mistakes() -> dict[str, Array]:
             adamw_by_hand(square=lambda v, g: B2 * v + g**2)}
 
 
-def run_adamw(module: Module, dtype: Any = np.float64) -> list[Array]:
+def run_adamw(module: Module, dtype: Any = np.float64, layout: Layout = np.array) -> list[Array]:
     """The movement of the parameters, m, and v."""
-    parameters = make_parameters(dtype)
+    parameters = make_parameters(dtype, layout=layout)
     optimizer = module.AdamW(parameters, (B1, B2), EPS, DECAY)
     moved = steps(optimizer, parameters, RATES)
     if optimizer.step_count != len(RATES):
@@ -389,6 +421,9 @@ def grade_adamw(mine: Module, book: Module) -> Race:
         check(f"The movement is right, but self.{name}", mean, wanted)
     check("The movement for float32", *(run_adamw(module, np.float32)[0]
                                         for module in (mine, book)))
+    for kind, layout in LAYOUTS.items():
+        check(f"For parameters {kind}, the movement", *(
+            run_adamw(module, layout=layout)[0] for module in (mine, book)))
     return time_step("AdamW")
 
 
@@ -432,6 +467,17 @@ def grade_clip(mine: Module, book: Module) -> Race:
             "is the sum of the parameters' lengths": sum(map(np.linalg.norm, parts)),
             "is that of the last parameter alone": np.linalg.norm(parts[-1]),
             "is divided by the root of the number of elements": right / 12**0.5})
+    for kind, layout in LAYOUTS.items():
+        ours, theirs = (make_parameters(layout=layout) for _ in range(2))
+        for module, parameters in ((mine, ours), (book, theirs)):
+            module.clip_gradients(parameters, 0.5)
+        check(f"For gradients {kind}, the gradient", together(ours, "grad"),
+              together(theirs, "grad"))
+    one = [SimpleNamespace(grad=normal(2, 3, 4), data=np.zeros(1))]
+    check("For one parameter of three axes, the length", mine.clip_gradients(one, 1),
+          book.clip_gradients([SimpleNamespace(grad=normal(2, 3, 4))], 1))
+    check("For one parameter of three axes, the gradient's new length",
+          np.linalg.norm(one[0].grad), np.float64(1))
     big = [SimpleNamespace(grad=normal(266, 400, dtype=np.float32))]
     return lambda module: lambda: module.clip_gradients(big, 1e9)
 
@@ -449,6 +495,10 @@ def grade_learning_rate(mine: Module, book: Module) -> Race:
         "the end is a twentieth of the peak, not zero": (100, 100, 1.0, 10),
         "behind the end it stays there, and does not rise again": (130, 100, 1.0, 10),
         "it is in proportion to the peak": (30, 100, 0.004, 10),
+        "the warm-up, too, is in proportion to the peak": (4, 100, 0.004, 10),
+        "one step may be left for the cosine, which then begins at the peak": (10, 11, 1.0, 10),
+        "and behind that one step it is at the end": (11, 11, 1.0, 10),
+        "without a warm-up, half-way down it is in the middle": (50, 100, 0.5, 0),
         "there may be no warm-up at all": (0, 100, 1.0, 0),
         "the warm-up may be as long as the training": (10, 10, 1.0, 10),
         "`low`, if it is given, is where it ends": (100, 100, 1.0, 10, 0.3),
@@ -456,5 +506,11 @@ def grade_learning_rate(mine: Module, book: Module) -> Race:
             (100, 100, 1.0, 10, 0.0),
         "the cosine goes from the peak down to `low`": (55, 100, 1.0, 10, 0.3),
         "`low` is for the end, not for the warm-up": (4, 100, 1.0, 10, 0.7),
-        "behind the end it stays at `low`": (130, 100, 1.0, 10, 0.3)})
+        "behind the end it stays at `low`": (130, 100, 1.0, 10, 0.3),
+        "without a warm-up it goes down to `low`, too": (25, 100, 0.5, 0, 0.1),
+        "`low` may be above the peak": (55, 100, 0.1, 10, 0.3)})
+    if not agree(mine.learning_rate(step=55, total_steps=100, peak=1.0, warmup=10, low=0.3),
+                 book.learning_rate(55, 100, 1.0, 10, 0.3)):
+        raise Wrong("With its arguments given by name it differs: these are step, "
+                    "total_steps, peak, warmup and low.")
     return lambda module: lambda: module.learning_rate(300, 1000, 0.004, 100)
