@@ -237,6 +237,10 @@ def grade_softmax(mine: Module, book: Module) -> Race:
                    ("over the whole array: each row (the last axis) must", None),
                    ("along the first axis, not the last", 0),
                    ("along axis 1, not along the last", 1))},
+            **{f"has the largest of {which} taken away: it must be that of each row":
+               (shifted := np.exp(z - z.max(axis=axis, keepdims=True))) / shifted.sum(
+                   axis=-1, keepdims=True)
+               for axis, which in ((0, "the first axis"), (1, "axis 1"))},
             "has the sign of the exponent wrong": book.softmax(-z),
             "is not exponentiated": z - z.max(axis=-1, keepdims=True),
             "is not exponentiated, only divided by its sum": z / z.sum(axis=-1, keepdims=True),

@@ -393,7 +393,7 @@ def check_bytes(data: bytes) -> None:
     length, big = (int.from_bytes(data[:8], order) for order in ("little", "big"))
     if length > len(data) >= big + 8:
         raise Wrong("The length of the header is big-endian: it must be little-endian.")
-    if data[:1] == b"{":
+    if data[:2] == b'{"':
         raise Wrong("The file begins with the header: its length, in eight bytes, comes "
                     "first.")
     if length > len(data) - 8 or data[8:9] != b"{":

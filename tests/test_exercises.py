@@ -72,7 +72,7 @@ def test_each_rewrite_has_a_grader_hints_and_mutants():
     assert len(BOOK.rewrites) >= 12
     assert set(BOOK.rewrites) == set(GRADERS) == set(HINTS) == set(MUTANTS) == set(OTHERS)
     assert all(len(hints) >= 2 for _, hints in HINTS.values())
-    assert all(len(mutants) >= 4 for mutants in MUTANTS.values())
+    assert {name: n for name, m in MUTANTS.items() if (n := len(m)) < 8} == {}
 
 
 def test_every_exercise_is_marked_with_kind_difficulty_and_time():
@@ -289,6 +289,13 @@ def test_an_unknown_exercise_is_a_sentence(capsys, tmp_path):
         1, "There is no exercise nowhere; `make exercise` lists them.\n")
     status, _, err = run(capsys, tmp_path, "grade", "softmax")
     assert status == 1 and "make exercise EX=softmax" in err
+
+
+def test_each_starter_says_before_what_holds_at_the_edges(capsys, tmp_path):
+    assert [name for name, (before, _) in HINTS.items() if not before] == []
+    run(capsys, tmp_path, "exercise", "next-token-probabilities")
+    text = (tmp_path / "next-token-probabilities.py").read_text().replace("\n# ", " ")
+    assert "a top_k below 1 counts as 1; a top_p of 0 leaves the likeliest" in text
 
 
 def test_the_starter_of_a_class_keeps_its_constructor():
