@@ -148,7 +148,8 @@ class Verdict(NamedTuple):
 def grade_apart(book: Book, name: str, answer: str, limit: float) -> Verdict:
     """Grade in a process of its own, and do not believe it alone; see proof.py."""
     said = run_apart(["grade-here", name], answer.encode(), limit)
-    word, _, sentence = said.report.decode(errors="replace").rpartition("\n")[2].partition(" ")
+    last = said.report.decode(errors="replace").rstrip("\n").rpartition("\n")[2]
+    word, _, sentence = last.partition(" ")
     if word not in ("right", "wrong"):
         word, sentence = "wrong", said.ending
     if word == "right":

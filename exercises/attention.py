@@ -135,6 +135,10 @@ def check_weights(ours: Any, right: Any, y: Array) -> None:
         "lacks the scale: scores are divided by √D": rows_to_one(scores * 3 + mask),
         "has scores multiplied by √D, where they are divided": rows_to_one(scores * 9 + mask),
         "has scores divided by D, and not by its root": rows_to_one(scores / 3 + mask),
+        "has scores divided by D/2; the root of D is D**0.5": rows_to_one(scores * 3 / 4.5 + mask),
+        "has scores doubled, where they are divided by √D": rows_to_one(scores * 6 + mask),
+        "has the root of the wrong number: D is the width of a head, the last axis of q":
+            rows_to_one(scores * 3 / H**0.5 + mask),
         "has scores divided by √T, not by √D": rows_to_one(scores * 3 / T**0.5 + mask),
         "has scores divided by √C, not by √D": rows_to_one(scores / H**0.5 + mask),
         "has the scale on the wrong side: p itself is divided by √D": p / 3,

@@ -141,8 +141,8 @@ def differences(got: Array, right: Array) -> str:
 
 def where_wrong(wrong: Array) -> str:
     """If an axis has wrong elements at some places only, which."""
-    names = {1: ["place"], 2: ["row", "column"], 3: ["story", "position", "column"]}.get(
-        wrong.ndim, [f"index {axis}" for axis in range(wrong.ndim)])
+    names = {1: ["place"], 2: ["row", "column"], 3: ["story", "position", "column"],
+             4: ["story", "head", "position", "column"]}.get(wrong.ndim, [])
     for axis, name in enumerate(names):
         others = tuple(i for i in range(wrong.ndim) if i != axis)
         at = np.flatnonzero(wrong.any(axis=others))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ class Refused(Exception):
 def stand_guard() -> list[str]:
     """Refuse from now on, in this process; the list gathers what was refused."""
     refused: list[str] = []
-    installed = os.path.realpath(sys.prefix)
+    within = [path for each in (sys.prefix, tempfile.gettempdir())
+              if ROOT in (path := Path(os.path.realpath(each))).parents]
 
     def of_the_book(path: Any) -> bool:
         if not isinstance(path, (str, bytes, os.PathLike)):
             return False
         real = Path(os.path.realpath(os.fsdecode(path)))
         return real.is_relative_to("/proc") or (
-            real.is_relative_to(ROOT) and not real.is_relative_to(installed))
+            real.is_relative_to(ROOT) and not any(map(real.is_relative_to, within)))
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         what = ""

@@ -44,6 +44,15 @@ def grade_numerical_gradient(mine: Module, book: Module) -> Race:
                     (plus - x**3) / h,
                 "comes from one side only, and is halved": (plus - x**3) / (2 * h),
                 "comes from one side only, the lower": (x**3 - minus) / h,
+                "comes from one side only, the lower, and is halved": (x**3 - minus) / (2 * h),
+                "has the two losses added, not subtracted": (
+                    2 * np.sum(x**3) - 2 * x**3 + plus + minus) / (2 * h),
+                "has the loss above alone, from which that below is to be taken":
+                    (np.sum(x**3) - x**3 + plus) / (2 * h),
+                "has the loss below alone, which is to be taken from that above":
+                    (np.sum(x**3) - x**3 + minus) / (2 * h),
+                "moves to `step`, and not by it: it is added to x":
+                    (float(h or 1e-5) ** 3 - minus) / (2 * h),
                 "is twice too large: the two points are 2 steps apart": (plus - minus) / h,
                 "has the wrong sign": (minus - plus) / (2 * h),
                 "ignores `step`": ((x + 1e-5) ** 3 - (x - 1e-5) ** 3) / 2e-5,
@@ -137,6 +146,10 @@ def grade_layer_norm(mine: Module, book: Module) -> Race:
         "has wrong signs before both means": s * (d + mean(d) + n * mean(d * n)),
         "has the wrong sign before mean(d)": s * (d + mean(d) - n * mean(d * n)),
         "has the wrong sign before n · mean(d n)": s * (d - mean(d) + n * mean(d * n)),
+        "is divided by `scale`, where it is multiplied":
+            (d - mean(d) - n * mean(d * n)) / s,
+        "has the sign of d wrong": s * (mean(d) - d - n * mean(d * n)),
+        "lacks d itself: means alone are left": s * (mean(d) - n * mean(d * n)),
         "has only what is taken away, and not d itself": -s * (mean(d) + n * mean(d * n)),
         "is divided by the gain; d is dy times the gain":
             s * (dy / gain - mean(dy / gain) - n * mean(dy / gain * n)),
@@ -187,6 +200,9 @@ def grade_gelu(mine: Module, book: Module) -> Race:
         "is dy divided by the slope; it is multiplied": dy / (phi + bend * du),
         "is Φ alone, times dy; the product rule has a second term, x Φ'": dy * phi,
         "lacks the first term, Φ": dy * bend * du,
+        "lacks 1 - t² and u' in the second term": dy * (phi + 0.5 * x),
+        "has u' alone as its second term": dy * (phi + du),
+        "has the factor 1 - t² without its half and x": dy * (phi + (1 - t * t) * du),
         "lacks the factor x in the second term": dy * (phi + 0.5 * (1 - t * t) * du),
         "lacks the inner derivative u'": dy * (phi + bend),
         "has in u' only √(2/π): the cubic term has a slope, too": dy * (phi + bend * c),
@@ -243,7 +259,9 @@ def grade_softmax(mine: Module, book: Module) -> Race:
                for axis, which in ((0, "the first axis"), (1, "axis 1"))},
             "has the sign of the exponent wrong": book.softmax(-z),
             "is not exponentiated": z - z.max(axis=-1, keepdims=True),
-            "is not exponentiated, only divided by its sum": z / z.sum(axis=-1, keepdims=True),
+            **{"is not exponentiated, only divided by its sum" + how:
+               a / a.sum(axis=-1, keepdims=True) for a, how in (
+                   (z, ""), (np.log(s), ", after each row's largest was taken away"))},
             "is multiplied by its sum, not divided": s * s.sum(axis=-1, keepdims=True),
             "is the logarithm of the probabilities": np.log(right)})
         kept = got.copy()
@@ -318,7 +336,11 @@ def grade_cross_entropy(mine: Module, book: Module) -> Race:
                     p * used / n - hot,
                 "has p undivided": p * used - hot / n,
                 "has 1 added at the right token, where it is taken away":
-                    (p + hot) * used / n})
+                    (p + hot) * used / n,
+                "is 1 at the right token, where 1 is taken away": np.where(hot > 0, 1, p * used) / n,
+                "is -1 at the right token, where 1 is taken away from what is there":
+                    np.where(hot > 0, -1, p * used) / n,
+                "has 2 taken away at the right token, and not 1": (p - 2 * hot) * used / n})
             kept = got.copy()
             for kind, arrays in in_other_memory(z, targets):
                 for layer in (ours, right):

@@ -58,7 +58,13 @@ def grade_block(mine: Module, book: Module) -> Race:
         "normalizes after adding: GPT-2 does so before attention":
             (m := f[0](x + f[1](x))) + f[3](f[2](m)),
         "uses norm_1 twice": middle + f[3](f[0](middle)),
-        "has the two norms exchanged": (m := x + f[1](f[2](x))) + f[3](f[0](m))})
+        "has the two norms exchanged": (m := x + f[1](f[2](x))) + f[3](f[0](m)),
+        "lacks the feed-forward, though it has the norm before it": middle + f[2](middle),
+        "lacks attention": x + f[3](f[2](x)),
+        "lacks attention, though it has the norm before it":
+            (m := x + f[0](x)) + f[3](f[2](m)),
+        "has attention subtracted, where it is added": (m := x - f[1](f[0](x))) + f[3](f[2](m)),
+        "has the feed-forward subtracted, where it is added": middle - f[3](f[2](middle))})
     dm = dy + b[2](b[3](dy))
     with Untouched(dy=dy):
         dx = block.backward(dy)
@@ -79,7 +85,17 @@ def grade_block(mine: Module, book: Module) -> Race:
             (m := dy + b[3](b[2](dy))) + b[0](b[1](m)),
         "goes through norm_1 before attention: going back, it comes after":
             dm + b[1](b[0](dm)),
-        "stops after the feed-forward": dm})
+        "stops after the feed-forward": dm,
+        "does not go back through the feed-forward": dy + b[0](b[1](dy)),
+        "goes back through norm_2, but not through the feed-forward":
+            (m := dy + b[2](dy)) + b[0](b[1](m)),
+        "goes back through the feed-forward, but not through norm_2":
+            (m := dy + b[3](dy)) + b[0](b[1](m)),
+        "goes back through norm_1, but not through attention": dm + b[0](dm),
+        "goes back through attention, but not through norm_1": dm + b[1](dm),
+        "has a minus where the two gradients are added, at attention": dm - b[0](b[1](dm)),
+        "has a minus where the two gradients are added, at the feed-forward":
+            (m := dy - b[2](b[3](dy))) + b[0](b[1](m))})
     check_owned("The output", y, x=x)
     check_owned("dx", dx, dy=dy)
 
@@ -319,13 +335,14 @@ def adamw_by_hand(
         square: Callable[..., Any] = lambda v, g: B2 * v + (1 - B2) * g**2,
         step: Callable[..., Any] = lambda m, v, c1, c2: m / c1 / (np.sqrt(v / c2) + EPS),
         decay: Callable[..., Any] = lambda x, rate: rate * DECAY * MATRICES * x,
-        penalty: float = 0, late: bool = False, first: int = 1) -> Array:
+        penalty: float = 0, late: bool = False, first: int = 1,
+        rates: tuple[float, ...] = RATES) -> Array:
     """The movement of the parameters in three steps, by these formulas."""
     m, v, x = np.zeros(12), np.zeros(12), numbers()
     for t, rate in enumerate(RATES):
         g = numbers(t + 1) + penalty * MATRICES * x
         m, v = mean(m, g), square(v, g)
-        moved = rate * step(m, v, 1 - B1 ** (t + first), 1 - B2 ** (t + first))
+        moved = rates[t] * step(m, v, 1 - B1 ** (t + first), 1 - B2 ** (t + first))
         x = x - moved - decay(x - moved if late else x, rate)
     return x - numbers()
 
@@ -360,7 +377,23 @@ def adamw_mistakes() -> dict[str, Array]:
         "lacks the root over v, but not over its correction":
             lambda m, v, c1, c2: m / c1 * root(c2) / (v + root(c2) * EPS),
         "has m and v exchanged: it is m that is divided by the root of v":
-            lambda m, v, c1, c2: v / c2 / (root(m / c1) + EPS)}
+            lambda m, v, c1, c2: v / c2 / (root(m / c1) + EPS),
+        "has m multiplied by 1 - β₁ᵗ, where it is divided":
+            lambda m, v, c1, c2: m * c1 / (root(v / c2) + EPS),
+        "has v multiplied by 1 - β₂ᵗ, where it is divided":
+            lambda m, v, c1, c2: m / c1 / (root(v * c2) + EPS),
+        "has β₁ᵗ where 1 - β₁ᵗ belongs":
+            lambda m, v, c1, c2: m / (1 - c1) / (root(v / c2) + EPS),
+        "has β₂ᵗ where 1 - β₂ᵗ belongs":
+            lambda m, v, c1, c2: m / c1 / (root(v / (1 - c2)) + EPS),
+        "is multiplied by √v̂ + ε, where it is divided":
+            lambda m, v, c1, c2: m / c1 * (root(v / c2) + EPS),
+        "has 1 - β₁ where 1 - β₁ᵗ belongs: t is missing":
+            lambda m, v, c1, c2: m / (1 - B1) / (root(v / c2) + EPS),
+        "has 1 - β₂ where 1 - β₂ᵗ belongs: t is missing":
+            lambda m, v, c1, c2: m / c1 / (root(v / (1 - B2)) + EPS),
+        "is not divided by √v̂ + ε": lambda m, v, c1, c2: m / c1,
+        "is never made: only the decay moves them": lambda m, v, c1, c2: 0}
     wrong_decay: dict[str, Callable[..., Any]] = {
         "lacks the weight decay": lambda x, rate: 0,
         "lets all parameters decay: biases and gains must not, only those with "
@@ -377,6 +410,7 @@ def adamw_mistakes() -> dict[str, Array]:
     return {
         **{sentence: adamw_by_hand(step=step) for sentence, step in wrong_step.items()},
         **{sentence: adamw_by_hand(decay=decay) for sentence, decay in wrong_decay.items()},
+        "lacks the learning rate in the step": adamw_by_hand(rates=(1, 1, 1)),
         "has the decay in the gradient, which is divided by √v̂: let the weights "
         "themselves shrink": adamw_by_hand(penalty=DECAY, decay=lambda x, rate: 0),
         "has the decay after the step: it is a part of the weights before the step":
@@ -388,6 +422,16 @@ def adamw_mistakes() -> dict[str, Array]:
         "has β₁ and β₂ exchanged": adamw_by_hand(
             lambda m, g: B2 * m + (1 - B2) * g, lambda v, g: B1 * v + (1 - B1) * g**2,
             lambda m, v, c1, c2: m / c2 / (root(v / c1) + EPS)),
+        "is that of a v which is never written": adamw_by_hand(square=lambda v, g: v),
+        "has in m the new gradient only: m keeps β₁ times what it was":
+            adamw_by_hand(lambda m, g: (1 - B1) * g),
+        "has in v the new gradient only: v keeps β₂ times what it was":
+            adamw_by_hand(square=lambda v, g: (1 - B2) * g**2),
+        "keeps the whole of m, not β₁ times it": adamw_by_hand(lambda m, g: m + (1 - B1) * g),
+        "keeps the whole of v, not β₂ times it":
+            adamw_by_hand(square=lambda v, g: v + (1 - B2) * g**2),
+        "has the gradient itself in v, not its square":
+            adamw_by_hand(square=lambda v, g: B2 * v + (1 - B2) * g),
         "lacks the factor 1 - β₁ of the new gradient":
             adamw_by_hand(lambda m, g: B1 * m + g),
         "lacks the factor 1 - β₂ of the gradient's square":

@@ -184,7 +184,8 @@ def grade_probabilities(mine: Module, book: Module) -> Race:
         with Untouched(logits=z), np.errstate(all="ignore"):
             got, wanted = ours(z, **options), right(z, **options)
         given = ", ".join(f"{name}={value}" for name, value in options.items())
-        check(f"With {given or 'no options'}, the result", got, wanted, mistakes)
+        check(f"With {given or 'no options'}, the result", got, wanted,
+              {**mistakes, **options_left_out(right, z, options)})
     with np.errstate(all="ignore"):
         check("For logits near 1000, the result", ours(z + 1000), right(z + 1000))
     double = z.astype(np.float64)
@@ -206,6 +207,16 @@ def grade_probabilities(mine: Module, book: Module) -> Race:
     return lambda module: lambda: module.next_token_probabilities(big, 0.8, 40, 0.9)
 
 
+def options_left_out(right: Callable[..., Array], z: Array, options: dict[str, Any]
+                     ) -> dict[str, Array]:
+    """What the result is if an option is not heeded, or another value put in its place."""
+    others = [("temperature", 0, "is greedy, as with temperature=0"),
+              *((name, None, f"is as if {name} were not given") for name in ("top_k", "top_p")),
+              ("temperature", 1.0, "is as if the temperature were 1"),
+              ("top_k", 1, "keeps only the likeliest token")]
+    return {sentence: right(z, **{**options, name: value}) for name, value, sentence in others}
+
+
 def check_pairs_of_options(ours: Callable[..., Array], right: Callable[..., Array]) -> None:
     """All options together, with ties, in other layouts; and a vocabulary of one."""
     z = normal(40)
@@ -215,7 +226,8 @@ def check_pairs_of_options(ours: Callable[..., Array], right: Callable[..., Arra
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         given = ", ".join(f"{name}={value}" for name, value in options.items())
         with np.errstate(all="ignore"):
-            check(f"With {given}, the result", ours(z, **options), right(z, **options))
+            check(f"With {given}, the result", ours(z, **options), right(z, **options),
+                  options_left_out(right, z, options))
     for kind, [other] in in_other_memory(z.astype(np.float32)):
         with Untouched(logits=other):
             check(f"For logits {kind}, the result", ours(other, 0.7, 12, 0.4),

@@ -214,14 +214,22 @@ def test_an_exercise_from_the_beginning_to_the_end(tmp_path):
      "f['agree'].__code__ = (lambda a, b: True).__code__\n"
      "    return np.nan_to_num(z)",
      "The result: once more, with other numbers"),
-    ("    while True:\n        print('x' * 999)", "did not end within 2 seconds"),
+    ("    while True:\n        print('x' * 999)", "did not end within 0.5 seconds"),
 ])
 def test_a_verdict_comes_from_the_grader_alone(answer, part):
     right = "e = np.exp(z - z.max(-1)[..., None]); return e / e.sum(axis=-1, keepdims=True)"
     answer = answer.replace("RIGHT", right).replace("build/", f"{ROOT}/build/")
-    verdict = grade_apart(BOOK, "softmax", f"def softmax(z):\n{answer}\n", limit=2)
+    verdict = grade_apart(BOOK, "softmax", f"def softmax(z):\n{answer}\n",
+                          limit=0.5 if "while True:\n" in answer else 10)
     assert not verdict.right and part in verdict.sentence, verdict
     assert "\n" not in verdict.sentence and len(verdict.printed) < 9000
+
+
+def test_a_right_answer_that_is_too_slow_to_be_timed_is_right():
+    answer = BOOK.chunk("softmax").replace("    e =", "    import time\n    if z.size > 9999: "
+                                           "time.sleep(99)\n    e =")
+    verdict = grade_apart(BOOK, "softmax", answer, limit=3)
+    assert verdict.right and "far slower than the book's" in verdict.sentence
 
 
 def test_an_answer_does_not_end_what_grades_it(tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import io
 import os
 import symtable
@@ -129,10 +130,11 @@ class Prefix:
         while True:
             files = {path: source(self.expand(block))
                      for path, block in self.files.items() if self.has(block)}
-            wanted = [self.definitions(path).get(name) for file, text in files.items()
-                      for path, name in needs(file, text)]
-            wanted += [self.methods().get(name) for text in files.values()
-                       for name in called_of_objects(text)]
+            wanted: list[tangle.Block | None] = []
+            for file, text in files.items():
+                names, called = wanted_by(file, text)
+                wanted += [self.definitions(path).get(name) for path, name in names]
+                wanted += [self.methods().get(name) for name in called]
             if not any([self.borrow(block) for block in wanted]):
                 return {path: drop_imports(text) for path, text in files.items()}
 
@@ -214,6 +216,13 @@ def needs(path: str, text: str) -> Iterator[tuple[str, str]]:
                 yield path_of(node.module), alias.name
 
 
+@functools.cache
+def wanted_by(path: str, text: str) -> tuple[list[tuple[str, str]], set[str]]:
+    """What a file needs, and what it calls of objects; most files are asked again and again."""
+    return list(needs(path, text)), called_of_objects(text)
+
+
+@functools.cache
 def drop_imports(text: str) -> str:
     """The text without imports from the package that it does not use."""
     tree, lines = ast.parse(text), text.split("\n")
