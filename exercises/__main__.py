@@ -189,7 +189,8 @@ class Said(NamedTuple):
 def run_apart(words: list[str], given: bytes, limit: float) -> Said:
     """Run one of our own commands in a process that is stopped if it does not end."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(
-        ROOT / "build")]), "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+        ROOT / "build")]), "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1"}
     printed: list[bytes] = []
     with tempfile.TemporaryFile() as report, tempfile.TemporaryDirectory() as directory:
         child = subprocess.Popen(
