@@ -97,12 +97,11 @@ def resemblance(got: Array, right: Array) -> str:
                 "is the square of what it should be": right**2,
                 "is the root of what it should be": np.sqrt(right),
                 "is the logarithm of what it should be": np.log(right),
-                "is what it should be, exponentiated": np.exp(right),
-                "has wrong signs: its absolute values are right":
-                    np.where(np.abs(got) == np.abs(right), got, right)
-                    if agree(np.abs(got), np.abs(right)) else np.nan * right}.items():
+                "is what it should be, exponentiated": np.exp(right)}.items():
             if agree(got, wrong):
                 return sentence
+    if agree(np.abs(got), np.abs(right)):
+        return "has wrong signs: its absolute values are right"
     if agree(np.sort(got, axis=None), np.sort(right, axis=None)):
         return "has the right numbers in the wrong places: look at the order of axes or rows"
     return of_rows(got, right)

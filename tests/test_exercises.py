@@ -5,10 +5,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import chapter
-from exercises import chunks
+from exercises import chunks, diagnose
 from exercises.__main__ import Desk, grade, grade_apart, main, verdict
 from exercises.chunks import Book, Wrong
 from exercises.graders import GRADERS
@@ -66,6 +67,26 @@ def test_a_grader_names_a_usual_mistake(name, old, new, part):
     assert said, "accepted"
     assert re.search(part, said), said
     assert said[-1] in ".?" and "\n" not in said
+
+
+@pytest.mark.parametrize("got, part", [
+    (lambda a: 1 / a, "upside down"),
+    (lambda a: a**2, "is the square"),
+    (np.sqrt, "is the root"),
+    (np.log, "is the logarithm"),
+    (np.exp, "exponentiated"),
+    (lambda a: a * [1, -1, 1, -1], "wrong signs"),
+    (lambda a: a[::-1], "in the wrong places"),
+    (lambda a: a + np.arange(3)[:, None], "off by one number in each row"),
+    (lambda a: a * (1 + np.arange(3)[:, None]), "in each row one factor too many"),
+    (lambda a: 0 * a + a.sum(), "over all axes"),
+    (lambda a: a + (np.arange(4) == 2) * a**2, "all at column 2"),
+    (lambda a: a + (np.arange(3)[:, None] > 0) * a**2 * [1, 2, 3, 4], "none of them at row 0"),
+])
+def test_a_wrong_array_is_compared_with_what_mistakes_make_of_the_right_one(got, part):
+    right = np.random.default_rng(0).uniform(1, 2, (3, 4))
+    with pytest.raises(Wrong, match=part):
+        diagnose.check("The result", got(right), right)
 
 
 def test_each_rewrite_has_a_grader_hints_and_mutants():
