@@ -24,12 +24,16 @@ then nothing is written. The exit status is 1 for any failure, 2 for a wrong opt
 """
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    del sys.path[0]  # a json.py beside this file is not the one that is meant
+
 import argparse
 import difflib
 import json
 import os
 import re
-import sys
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
