@@ -637,7 +637,7 @@ def test_check_shows_what_is_stale_and_writes_nothing(desk):
     desk.write(BOOK + block("file=empty"))
     desk.run("captions")
     desk.run()
-    fresh = desk.document.read_text()
+    fresh = desk.document.read_text("utf-8")
     assert desk.run("check") == (0, "", "")
     for old, new, said in (("x += 1", "x += 2", "\n-        x += 1\n+        x += 2\n"),
                            (" in [`", " from [`", "\n+<a id")):
@@ -677,7 +677,7 @@ def test_captions_stand_directly_above_the_tangled_fences_and_change_nothing_els
     assert [lines[n] for n in at] == CAPTIONS
     assert all(lines[n - 1] == "" and "{" in lines[n + 1] for n in at)
     assert "\n".join(line for line in lines if line not in CAPTIONS) == BOOK
-    assert desk.run("captions")[0] == 0 and desk.document.read_text() == once
+    assert desk.run("captions")[0] == 0 and desk.document.read_text("utf-8") == once
     before = desk.document.stat().st_mtime_ns
     assert desk.run("captions") == (0, "nothing to do\n", "")
     assert desk.document.stat().st_mtime_ns == before
