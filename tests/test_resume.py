@@ -28,7 +28,7 @@ SHORT = (*torture.TEXTS, "--workers", "1", "--epochs", "4")
 
 def run(*arguments, cwd, **more):
     return subprocess.run([sys.executable, "-m", "simple_llm", *map(str, arguments)],
-                          cwd=cwd, env=ENV, capture_output=True, encoding="utf-8",
+                          cwd=cwd, env=ENV, capture_output=True, text=True,
                           encoding="utf-8", timeout=60, **more)
 
 
