@@ -41,16 +41,16 @@ for locale in C C.UTF-8 en_US.UTF-8 en_US.ISO-8859-1; do
         fi ;;
     esac
     export LC_ALL="$locale"
-    echo "hostile: tangle, info, tokenize, generate, chat in $locale" >&2
+    echo "hostile: tangle, tokenize, chat in $locale" >&2
     try tangle
-    try info MODEL=tests/trained
     try tokenize MODEL=tests/trained PROMPT="$(printf 'anna took d\351j\340 \303\251')"
-    try generate MODEL=tests/trained PROMPT="ben took the lamp ." ARGS="--max-new-tokens 5"
     printf 'anna took the key .\nwhat about anna ?\nd\351j\340 vu ?\nwhat about anna ?\n' |
         try chat MODEL=tests/trained
     test "$(grep -c '^the key$' "$scratch/said")" -ge 2 || fail "chat forgets in $locale"
 done
-echo "hostile: captions, chapter, and some tests in ${LC_ALL}" >&2
+echo "hostile: info, captions, chapter, set-up and some tests in ${LC_ALL}" >&2
+try info MODEL=tests/trained
 try captions
 try chapter N=2
-try test ARGS="-k 'emoji or tokenize_shows or captions_stand'"
+export HOSTILE=1
+try test ARGS="-k 'set_up_ends or emoji or tokenize_shows or captions_stand'"
