@@ -11,7 +11,8 @@ python=${PYTHON3:-python3}
 # Settings that were made for other programs would send packages elsewhere, or let an
 # installer find them elsewhere. Those that name an index or a proxy stay. What stands in
 # pip.conf is overruled by a variable, or, where that cannot be, by an option (see below).
-unset PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PYTHONINSPECT PYTHONWARNINGS VIRTUAL_ENV CONDA_PREFIX
+unset PYTHONPATH PYTHONHOME PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONINSPECT PYTHONWARNINGS \
+    VIRTUAL_ENV CONDA_PREFIX
 unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIREMENT PIP_EDITABLE \
     PIP_PLATFORM PIP_ABI PIP_IMPLEMENTATION PIP_PYTHON_VERSION
 unset UV_SYSTEM_PYTHON UV_PYTHON UV_PROJECT UV_WORKING_DIRECTORY UV_WORKING_DIR UV_REQUIRE_HASHES
