@@ -22,7 +22,7 @@ HINTS = chunks.read_hints()
 def read_answers():
     """From answers.txt the mutants of each chunk (old, new, what is said), and the others."""
     mutants, others = {}, {}
-    for section in Path(__file__).with_name("answers.txt").read_text().split("\n## ")[1:]:
+    for section in Path(__file__).with_name("answers.txt").read_text("utf-8").split("\n## ")[1:]:
         name, *lines = section.rstrip("\n").split("\n")
         if name.startswith("right: "):
             others.setdefault(name.removeprefix("right: "), []).append("\n".join(lines))
@@ -184,7 +184,7 @@ def desk(tmp_path, *words, seconds=60):
     environment = {"PYTHONPATH": f"{ROOT / 'build'}", "PATH": "", "PYTHONUTF8": "1"}
     return subprocess.run(
         [sys.executable, "-m", "exercises", "--answers", str(tmp_path), *words], cwd=ROOT,
-        env=environment, capture_output=True, text=True, timeout=seconds,
+        env=environment, capture_output=True, encoding="utf-8", timeout=seconds,
         start_new_session=True)
 
 

@@ -25,7 +25,7 @@ from typing import Iterator
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+sys.path += [str(ROOT), str(ROOT / "tools")]
 
 import index  # noqa: E402
 import tangle  # noqa: E402
