@@ -117,7 +117,7 @@ test-hostile: build  ## a few commands where locale, variables, paths and line e
 	@sh tools/hostile.sh
 
 # Exercises that rewrite a chunk: the answers lie in answers/, which git ignores.
-EXERCISES := PYTHONPATH=build $(PYTHON) -m exercises
+EXERCISES := $(PYTHON) tools/run.py build exercises
 .PHONY: exercise grade hint solution
 exercise: build  ## begin EX=softmax, a chunk to be rewritten; without EX, list them all
 	@$(EXERCISES) $(if $(EX),exercise '$(EX)') $(ARGS)
