@@ -5,7 +5,7 @@ PYTHON  := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
 OUT     ?= model
 MODEL   ?= model
-RUN     := PYTHONPATH=$(if $(MINE),answers/package,build) $(PYTHON) -m simple_llm
+RUN     := $(PYTHON) tools/run.py $(if $(MINE),answers/package,build) simple_llm
 # What people write in these is text, whatever quotes or dollars are in it: the shell reads
 # it from its environment, and neither Make nor the shell looks inside.
 override OUT    := $(value OUT)
@@ -15,15 +15,17 @@ export OUT MODEL PROMPT
 # One BLAS thread for each process: what is measured, and what is sealed in the book, was so.
 OPENBLAS_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS
+# What other programs set for Python, and would put their modules in place of ours.
+unexport PYTHONPATH PYTHONHOME PYTHONPLATLIBDIR PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT PYTHONWARNINGS
 TORCH   := .venv-torch$(if $(TRANSFORMERS),-$(TRANSFORMERS))
 WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
 .PHONY: help tangle train test torture generate chat inspect info eval tokenize tiny first shell \
-	bench bench-torch bench-bpe parity captions book-check refresh refresh-all clean
+	test-hostile bench bench-torch bench-bpe parity captions book-check refresh refresh-all clean
 
 help:  ## show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' \
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' \
 		$(MAKEFILE_LIST)
 	@echo
 	@echo '  make train CORPUS=path/to/text.txt      train on your own text instead'
@@ -106,13 +108,16 @@ chapter: build  ## the program as chapter N=5 leaves it, in build/chapters/5 (ST
 	@$(PYTHON) tools/chapter.py $(if $(STARTER),--starter) $(N) $(DIRECTORY)
 
 shell: build  ## a Python session that can import simple_llm
-	@PYTHONPATH=build $(PYTHON) -i -c 'import simple_llm, numpy as np; from simple_llm.model import *'
+	@$(PYTHON) -i -c 'import sys; sys.path[0] = "build"; import simple_llm, numpy as np; from simple_llm.model import *'
 
 test: build  ## check every gradient, and everything else
-	@$(PYTHON) -m pytest -q tests $(ARGS)
+	@$(PYTHON) tools/run.py build pytest -q tests $(ARGS)
+
+test-hostile: build  ## a few commands where locale, variables, paths and line ends are strange
+	@sh tools/hostile.sh
 
 # Exercises that rewrite a chunk: the answers lie in answers/, which git ignores.
-EXERCISES := PYTHONPATH=build $(PYTHON) -m exercises
+EXERCISES := $(PYTHON) tools/run.py build exercises
 .PHONY: exercise grade hint solution
 exercise: build  ## begin EX=softmax, a chunk to be rewritten; without EX, list them all
 	@$(EXERCISES) $(if $(EX),exercise '$(EX)') $(ARGS)

@@ -10,7 +10,8 @@ behind its language:
 
 A chunk is used by writing <<apply-the-causal-mask>> alone on a line of another block.
 The chunk's lines take that line's place, each moved right by its indentation. A second
-block with the same name continues the first.
+block with the same name continues the first. What is tangled is what GitHub shows as a
+block: in a list, a quote or an HTML comment a block of the program is an error.
 
     tangle.py                      write build/; only what has changed is touched
     tangle.py --blank NAME         the same, but chunk NAME raises NotImplementedError
@@ -23,12 +24,16 @@ then nothing is written. The exit status is 1 for any failure, 2 for a wrong opt
 """
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    del sys.path[0]  # a json.py beside this file is not the one that is meant
+
 import argparse
 import difflib
 import json
 import os
 import re
-import sys
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from hashlib import sha256
@@ -37,17 +42,25 @@ from typing import Collection, Iterator, NamedTuple
 
 DOCUMENT = Path(__file__).resolve().with_name("simple_llm.md")
 BUILD = DOCUMENT.with_name("build")
+NO_FILES = "no block is a file (```language {file=PATH}), so nothing was changed"
 OURS = ".tangled"  # how the names of our own files in build/ begin
 MOST_LINES = 1_000_000  # of a file; chunks that use others twice double with each level
 MANIFEST = OURS + ".json"  # the sha256 of every file that we wrote
 
 FENCE = re.compile(r"( {0,3})(`{3,}(?=[^`]*$)|~{3,})[ \t]*(.*?)[ \t]*")
 ATTRIBUTES = re.compile(r"([^\s{}]+)[ \t]+\{ *(?:file=([^\s{}]+)|#([^\s{}]+)) *\}")
-MARKED = re.compile(r"[{}]|\bfile=|\s#")  # an info string that wants to be tangled
+MARKED = re.compile(r"[{}&\\]|\bfile=|\s#")  # an info string that wants to be tangled
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 REFERENCE = re.compile(rf"([ \t]*)<<({NAME})>>[ \t]*")
 MISWRITTEN = re.compile(rf"<<{NAME}>>|^\s*<<.*>>\s*$")  # if it is no REFERENCE
 CAPTION = re.compile(r' {0,3}<a id="[^"]*"></a><sub>.*</sub>\s*')
+# The markers of lists, footnotes and quotes, behind which begins what they hold.
+PREFIX = re.compile(r"(?:[ \t]*(?:(?:[-+*]|\d{1,9}[.)]|\[\^[^]\s]+\]:)(?![^ \t])|>))*[ \t]*")
+HTML = [(re.compile(start, re.I), re.compile(end, re.I)) for start, end in (
+    (r"<(?a:pre|script|style|textarea)(?=\s|>|$)", r"</(?a:pre|script|style|textarea)>"),
+    ("<!--", "-->"), (r"<\?", r"\?>"), ("<![a-z]", ">"), (r"<!\[CDATA\[", r"\]\]>"))]
+TAG = re.compile(  # any but those in captions, or one that is alone on its line
+    r"""</?(?!(?:a|sub)\b)[a-z]|</?[a-z](?:"[^"]*"|'[^']*'|[^"'<>])*>\s*$""", re.I)
 
 
 class Block(NamedTuple):
@@ -102,30 +115,129 @@ def read_document(path: Path = DOCUMENT) -> str:
 
 def read_blocks(text: str) -> tuple[list[Block], list[Problem]]:
     """Every fenced block, and what is wrong with the fences."""
-    blocks: list[Block] = []
-    problems: list[Problem] = []
-    block, indent, mark = None, 0, ""
+    reader = Reader()
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-        line = line.removesuffix("\r")
-        fence = FENCE.fullmatch(line)
-        if block is None and fence:
-            indent, mark = len(fence[1]), fence[2]
-            kind, name, wrong = read_info(fence[3])
-            part = 1 + sum(b.kind == kind == "chunk" and b.name == name for b in blocks)
-            block = Block(kind, name, part, fence[3].split(" ")[0], number, [])
-            blocks.append(block)
-            problems += [(number, wrong)] if wrong else []
-        elif block and fence and fence[2].startswith(mark) and not fence[3]:
-            block = None
-        elif block:
-            if fence and fence[2].startswith(mark):
-                problems.append((number, "a fence inside the block that line "
-                    f"{block.line} opens: close that one, or make its fence longer"))
-            spaces = len(line) - len(line.lstrip(" "))
-            block.body.append(line[min(indent, spaces):])
-    if block:
-        problems.append((block.line, "this fence is never closed"))
-    return blocks, problems
+        reader.read(number, line.removesuffix("\r"))
+    if reader.block:
+        reader.problem(reader.block.line, "this fence is never closed")
+    return reader.blocks, reader.problems
+
+
+class Reader:
+    """Reads line by line, and finds the fences that CommonMark, and so GitHub, finds.
+
+    Of lists, quotes and HTML it knows just enough to see where the two could differ, and
+    says so. Whatever stands in a list ends, at the latest, where a line begins in column
+    0 or 1 that does not go on with a paragraph.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.problems: list[Problem] = []
+        self.block: Block | None = None  # the block that is open
+        self.mark = ""  # its fence
+        self.html: re.Pattern[str] | None = None  # the end of the HTML that is open
+        self.start = self.column = 0  # where what is open begins
+        self.deep = False  # may it be in a list?
+        self.listed = False  # may the next line be in a list?
+        self.after_text = False  # may the next line go on with a paragraph?
+        self.tag = 0  # the line of an HTML tag, up to the next empty line
+
+    def problem(self, number: int, wrong: str) -> None:
+        self.problems.append((number, wrong))
+
+    def read(self, number: int, line: str) -> None:
+        text = line.strip(" \t")
+        column = len(line[:line.find(text)].expandtabs(4))
+        if "\r" in line:
+            self.problem(number, "a CR inside a line: lines end in LF, or in CR and LF")
+        if (self.block or self.html) and self.deep and text and column < self.column:
+            self.problem(number, f"stands left of what line {self.start} opens in a list: "
+                         "move it right, or end that first")
+            self.block = self.html = None
+        if self.block:
+            self.read_code(number, line, text, column)
+        elif self.html:
+            self.read_html(number, text)
+        else:
+            self.read_prose(number, line, text)
+
+    def read_code(self, number: int, line: str, text: str, column: int) -> None:
+        """A line of the open block, or its end."""
+        assert self.block
+        fence = FENCE.fullmatch(text if self.deep else line)
+        if fence and fence[2].startswith(self.mark):
+            if not fence[3] and self.deep and column > self.column:
+                self.problem(number, f"in a list, this fence stands as the one in line "
+                             f"{self.start}, and no further right")
+            if not fence[3]:
+                self.block = None
+                return
+            self.problem(number, "a fence inside the block that line "
+                f"{self.start} opens: close that one, or make its fence longer")
+        spaces = len(line) - len(line.lstrip(" "))
+        if self.block.kind and "\t" in line[spaces:self.column]:
+            self.problem(number, "a tab where the block's own indentation stands: use spaces")
+        self.block.body.append(line[min(self.column, spaces):])
+
+    def read_html(self, number: int, text: str) -> None:
+        """A line of HTML that goes on up to its own end."""
+        assert self.html
+        fence = FENCE.fullmatch(text[PREFIX.match(text).end():])
+        wrong = f"hidden by the HTML or comment that line {self.start} opens"
+        if fence and any(read_info(fence[3])) and wrong not in dict(self.problems).values():
+            self.problem(number, wrong)  # once, however many blocks it hides
+        if self.html.search(text):
+            self.html = None
+
+    def read_prose(self, number: int, line: str, text: str) -> None:
+        """A line outside of everything: does it open a block, or HTML?"""
+        prefix = PREFIX.match(line)[0]
+        markers, rest = prefix.strip(" \t"), line[len(prefix):]
+        column = len(prefix.expandtabs(4))
+        if markers and markers[0] != ">":
+            self.listed = True
+        elif text and column < 2 and not self.after_text:
+            self.listed = False
+        self.deep = bool(markers) or self.listed and column > 1
+        self.after_text = bool(text)
+        self.tag = self.tag if text else 0
+        fence = FENCE.fullmatch(rest) if self.deep or column < 4 else None
+        if fence:
+            self.open_block(number, fence, markers, column)
+        elif ">" not in markers and (self.deep or column < 4):
+            self.open_html(number, rest, markers, column)
+
+    def open_block(self, number: int, fence: re.Match[str], markers: str, column: int) -> None:
+        kind, name, wrong = read_info(fence[3])
+        if self.deep and (kind or wrong):
+            kind, wrong = "", ("a tangled block in a list or a quote: it must stand "
+                              "outside of them, at the margin")
+        elif ">" not in markers and markers:
+            wrong = "a fence behind the marker of a list: give it a line of its own"
+        elif self.tag and not markers:
+            wrong = f"HTML goes on from line {self.tag} to here: leave an empty line between"
+        if wrong:
+            self.problem(number, wrong)
+        if ">" in markers:
+            return
+        part = 1 + sum(b.kind == kind == "chunk" and b.name == name for b in self.blocks)
+        self.block = Block(kind, name, part, fence[3].split(" ")[0], number, [])
+        self.blocks.append(self.block)
+        self.mark, self.start, self.column = fence[2], number, column
+        self.after_text = False
+
+    def open_html(self, number: int, text: str, markers: str, column: int) -> None:
+        """HTML goes on up to its own end, or, as a tag does, up to an empty line."""
+        end = next((end for start, end in HTML if start.match(text)), None)
+        if end and not end.search(text):
+            if markers or self.tag:
+                self.problem(number, "HTML of several lines needs an empty line above, and "
+                             "no marker of a list before it")
+            self.html, self.start, self.column = end, number, column
+            self.tag, self.after_text = 0, False
+        elif not end and TAG.match(text):
+            self.tag = self.tag or number
 
 
 def read_info(info: str) -> tuple[str, str, str | None]:
@@ -165,6 +277,8 @@ def find_problems(blocks: list[Block], build: Path | None) -> Iterator[Problem]:
             yield line.number, (
                 f"`{line.text.strip()}`: a reference is <<name>> alone on its line, "
                 "with no spaces in the name (a shift has spaces around it)")
+        if "\0" in line.text:
+            yield line.number, "a NUL character, which GitHub shows as another one"
     yield from find_cycles(chunks)
 
 
@@ -334,6 +448,8 @@ def write(files: dict[str, str], build: Path = BUILD, force: bool = False) -> li
     The manifest learns the hashes of the new files, beside those of the old, before any
     is written. So whatever a killed run leaves, the next one knows as ours.
     """
+    if not files:
+        raise TangleError((0, NO_FILES))
     new = {path: digest(text.encode("utf-8")) for path, text in files.items()}
     build.mkdir(parents=True, exist_ok=True)
     with open(__file__) as lock:
@@ -471,6 +587,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         text = read_document(args.document)
         files = tangle(text, args.blank, args.build, args.document.name)
+        if not files:
+            raise TangleError((0, f"{args.document}: {NO_FILES}"))
         return COMMANDS[args.command](args, text, files)
     except TangleError as error:
         for line, wrong in error.problems:

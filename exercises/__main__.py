@@ -17,16 +17,18 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Callable, NamedTuple
+from typing import IO, Any, Callable, NamedTuple
 
 import tangle
 from exercises import chunks
 from exercises.chunks import Book, Wrong
+from exercises.guard import stand_guard
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -121,7 +123,7 @@ def command_exercise(book: Book, desk: Desk, name: str, force: bool) -> int:
 
 def command_grade(book: Book, desk: Desk, name: str, limit: float) -> int:
     answer = desk.answer(name)
-    verdict = grade_apart(name, answer, limit)
+    verdict = grade_apart(book, name, answer, limit)
     if verdict.printed:
         print("Your code prints:")
         print(textwrap.indent(verdict.printed.rstrip(), "  | "))
@@ -143,55 +145,86 @@ class Verdict(NamedTuple):
     printed: str = ""
 
 
-def grade_apart(name: str, answer: str, limit: float) -> Verdict:
-    """Grade in a process of its own, which can be stopped if it does not end.
+def grade_apart(book: Book, name: str, answer: str, limit: float) -> Verdict:
+    """Grade in a process of its own, and do not believe it alone; see proof.py."""
+    said = run_apart(["grade-here", name], answer.encode(), limit)
+    last = said.report.decode(errors="replace").rstrip("\n").rpartition("\n")[2]
+    word, _, sentence = last.partition(" ")
+    if word not in ("right", "wrong"):
+        word, sentence = "wrong", said.ending
+    if word == "right":
+        try:
+            prove(book, name, answer, limit)
+        except Wrong as wrong:
+            word, sentence = "wrong", str(wrong)
+    return Verdict(word == "right", sentence, visible(said.printed.decode(errors="replace")))
 
-    What counts is its report: a line with a token that it finds in a pipe, and reads only
-    when it has graded. How it ends and what it prints say nothing.
-    """
-    token = secrets.token_hex(16)
-    report, child_report = os.pipe()
-    child_token, token_end = os.pipe()
-    os.write(token_end, token.encode())
-    os.close(token_end)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "build")])
-    environment = {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "exercises", "grade-here", name,
-         "--report", f"{child_token},{child_report}"],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, pass_fds=(child_token, child_report),
-        start_new_session=True)
-    os.close(child_token), os.close(child_report)
+
+def prove(book: Book, name: str, answer: str, limit: float) -> None:
+    """Wrong, unless an answer that is said to be right gives what the book's chunk does."""
+    from exercises import proof
+
+    luck = secrets.randbits(32)
+    with tempfile.TemporaryDirectory() as directory:
+        tangle.write(book.package({name: answer}), Path(directory))
+        words = ["prove-here", name, "--package", directory,
+                 "--file", book.file_of(name).name]
+        said = run_apart(words, str(luck).encode(), limit)
+    word, _, sentence = said.report[:2000].partition(b" ")
+    if word == b"wrong":
+        raise Wrong(sentence.decode(errors="replace"))
+    try:
+        proof.judge(book, name, said.report, luck)
+    except ValueError:
+        raise Wrong(said.ending) from None
+
+
+class Said(NamedTuple):
+    """What came out of a process: its report, what it printed, and how it ended."""
+    report: bytes
+    printed: bytes
+    ending: str
+
+
+def run_apart(words: list[str], given: bytes, limit: float) -> Said:
+    """Run one of our own commands in a process that is stopped if it does not end."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(
+        ROOT / "build")]), "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1"}
     printed: list[bytes] = []
-    reader = threading.Thread(target=keep_the_first, args=(child.stdout, printed),
-                              daemon=True)
-    reader.start()
-    try:
-        with suppress(BrokenPipeError), child.stdin as pipe:
-            pipe.write(answer.encode())
-        child.wait(limit)
-        ending = f"exit status {child.returncode}" if child.returncode >= 0 else \
-            f"signal {-child.returncode}"
-        wrong = (f"Python ended before the grading did ({ending}). Does it leave Python, or "
-                 "need too much memory, or is there a recursion without an end?")
-    except subprocess.TimeoutExpired:
-        wrong = f"It did not end within {limit:g} seconds: is there a loop without an end?"
-    finally:
-        with suppress(OSError):
-            os.killpg(child.pid, signal.SIGKILL)  # and whatever it has started
-        child.wait()
-    reader.join(1)
-    os.set_blocking(report, False)
-    try:
-        said, right, *sentence = os.read(report, 65536).decode().split(" ", 2)
-        if said != token:
-            raise ValueError
-    except (OSError, ValueError):
-        right, sentence = "wrong", [wrong]
-    os.close(report)
-    text = b"".join(printed).decode(errors="replace")
-    return Verdict(right == "right", "".join(sentence), text)
+    with tempfile.TemporaryFile() as report, tempfile.TemporaryDirectory() as directory:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "exercises", *words, "--report", str(report.fileno())],
+            env=environment, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, pass_fds=(report.fileno(),), start_new_session=True)
+        reader = threading.Thread(target=keep_the_first, args=(child.stdout, printed),
+                                  daemon=True)
+        reader.start()
+        try:
+            with suppress(BrokenPipeError), child.stdin as pipe:
+                pipe.write(given)
+            child.wait(limit)
+            how = f"exit status {child.returncode}" if child.returncode >= 0 else \
+                f"signal {-child.returncode}"
+            ending = (f"Python ended before the grading did ({how}). Does it leave Python, "
+                      "or need too much memory, or is there a recursion without an end?")
+        except subprocess.TimeoutExpired:
+            ending = f"It did not end within {limit:g} seconds: is there a loop without an end?"
+        finally:
+            with suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)  # and whatever it has started
+            child.wait()
+        reader.join(1)
+        report.seek(0)
+        return Said(report.read(100_000_000), b"".join(printed), ending)
+
+
+def visible(text: str, limit: int = 40) -> str:
+    """The first lines of a text, in which nothing moves the cursor or changes colours."""
+    lines = text.split("\n")
+    more = [f"[... and {len(lines) - limit} lines more]"] * (len(lines) > limit)
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1]
+                   for c in "\n".join(lines[:limit] + more))
 
 
 def keep_the_first(pipe: IO[bytes], kept: list[bytes], limit: int = 4000) -> None:
@@ -203,53 +236,88 @@ def keep_the_first(pipe: IO[bytes], kept: list[bytes], limit: int = 4000) -> Non
             limit -= len(line)
 
 
-def command_grade_here(book: Book, name: str, report: str) -> int:
+def command_grade_here(book: Book, name: str, report: int) -> int:
     """What the process of its own does: the answer comes in, the report goes out."""
-    token, out = map(int, report.split(","))
+    from exercises import graders  # noqa: F401, since later no file of ours can be read
+
     answer, pid = sys.stdin.read(), os.getpid()
-    read, write, leave, own = os.read, os.write, os._exit, os.getpid  # as they are now
+    write, leave, own = os.write, os._exit, os.getpid  # as they are now
     sys.argv[:] = sys.argv[:1]
 
     def end(status: int) -> None:
         raise SystemExit(status)  # so that the line that leaves can be named
 
+    book.room(name)
+    refused = stand_guard()
     os._exit = end  # type: ignore[assignment]
     try:
-        result = f"right {grade(book, name, answer)}"
+        race = grade(book, name, answer, refused)
+        write(report, b"right It is far slower than the book's: the grading ended before a "
+                      b"race did. Let one call of NumPy do a whole array.\n")
+        result = f"right {race()}"
     except Wrong as wrong:
         result = f"wrong {wrong}"
     with suppress(Exception):
         sys.stdout.flush()
     if own() == pid:  # and no copy of it that the answer has made
-        write(out, read(token, 100) + f" {result[:2000]}".encode())
+        write(report, " ".join(result.split())[:2000].encode(errors="backslashreplace"))
     leave(0)
     return 0
 
 
-def grade(book: Book, name: str, answer: str, timed: bool = True) -> str:
-    """Wrong, with what is wrong; or a sentence on its speed."""
+def command_prove_here(name: str, package: str, file: str, report: int) -> int:
+    """The same for proof.py: a number comes in, and the results go out."""
+    from exercises import proof
+
+    luck, write, leave = int(sys.stdin.read()), os.write, os._exit
+    sys.argv[:] = sys.argv[:1]
+    stand_guard()
+    try:
+        data = proof.results_of_answer(name, package, file, luck)
+    except Wrong as wrong:
+        data = f"wrong {wrong}".encode()
+    except BaseException as error:
+        data = (f"wrong It raises {chunks.describe(error)}, when all numbers are others."
+                ).encode(errors="backslashreplace")
+    while data:
+        data = data[write(report, data):]
+    leave(0)
+    return 0
+
+
+def grade(book: Book, name: str, answer: str, refused: list[str] = []) -> Callable[[], str]:
+    """Wrong, with what is wrong; or a function that times it, and says how fast it is."""
     import numpy as np  # only here, so that the rest works at once
 
     from exercises.graders import GRADERS
 
     room = book.room(name)
-    with chunks.closed_book(room):
+    with chunks.closed_book(room), np.errstate(all="ignore"):
         mine = chunks.load(book, name, answer)
-        try:
-            with np.errstate(all="ignore"):
-                race = GRADERS[name](mine.module, room.theirs.module)
-                times = best_times([race(mine.module), race(room.theirs.module)]) \
-                    if timed else []
-        except Wrong:
-            raise
-        except NotImplementedError:
-            raise Wrong("Something is still to be written, in place of a `raise`.") \
-                from None
-        except BaseException as error:
-            raise Wrong(chunks.where(error, mine)) from None
+        race = tried(mine, lambda: GRADERS[name](mine.module, room.theirs.module))
     if mine.ends:
         raise Wrong(mine.ends)
-    return verdict(*times, loops_in(answer)) if times else ""
+    if refused:
+        raise Wrong(chunks.not_needed("It", refused[0]))
+
+    def time_both() -> str:
+        with chunks.closed_book(room), np.errstate(all="ignore"):
+            times = tried(mine, lambda: best_times(
+                [race(mine.module), race(room.theirs.module)]))
+        return verdict(*times, loops_in(answer))
+    return time_both
+
+
+def tried(mine: chunks.Program, call: Callable[[], Any]) -> Any:
+    """What a call returns; Wrong, with the place, if it raises."""
+    try:
+        return call()
+    except Wrong:
+        raise
+    except NotImplementedError:
+        raise Wrong("Something is still to be written, in place of a `raise`.") from None
+    except BaseException as error:
+        raise Wrong(chunks.where(error, mine)) from None
 
 
 def loops_in(code: str) -> bool:
@@ -309,7 +377,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m exercises", description=description, epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    commands = ["list", "exercise", "grade", "grade-here", "hint", "solution"]
+    commands = ["list", "exercise", "grade", "grade-here", "prove-here", "hint", "solution"]
     add("command", nargs="?", choices=commands, default="list", metavar="COMMAND")
     add("name", nargs="?", help="of the chunk; without it, the list")
     add("number", nargs="?", type=int, help="of the hint")
@@ -317,14 +385,22 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--answers", type=Path, default=ROOT / "answers",
         help="where the answers lie: %(default)s; a teacher names another")
     add("--limit", type=float, default=30, help="seconds for grading: %(default)s")
-    add("--report", help=argparse.SUPPRESS)  # the pipes of grade-here
+    for ours in ("--package", "--file"):  # for the processes that grade starts
+        add(ours, help=argparse.SUPPRESS)
+    add("--report", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.command.endswith("-here") and args.report is None:
+        raise Wrong(f"{args.command} is what `grade` runs.")
+    if args.command == "prove-here":  # where the book must not be read
+        return command_prove_here(args.name, args.package, args.file, args.report)
     book, desk = Book(), Desk(args.answers)
-    if args.command == "list" or not args.name:
+    if args.command == "list" or (args.command == "exercise" and not args.name):
         return command_list(book, desk)
+    if not args.name:
+        raise Wrong(f"Say which: make {args.command} EX=softmax; `make exercise` lists them.")
     if args.name not in book.rewrites:
         raise Wrong(f"There is no exercise {args.name}; `make exercise` lists them.")
     match args.command:
@@ -333,8 +409,6 @@ def run(args: argparse.Namespace) -> int:
         case "grade":
             return command_grade(book, desk, args.name, args.limit)
         case "grade-here":
-            if not args.report:
-                raise Wrong("grade-here is what `grade` runs.")
             return command_grade_here(book, args.name, args.report)
         case "hint":
             return command_hint(desk, args.name, args.number)

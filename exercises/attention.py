@@ -7,16 +7,16 @@ import numpy as np
 
 from exercises.chunks import Module, Wrong
 from exercises.common import (
-    compare_layers, float32, grader, GRADERS, left_by_forward, normal, Race, rows_to_one,
-    time_backward,
+    compare_layers, float32, grader, GRADERS, in_other_memory, left_by_forward, normal, Race,
+    rows_to_one, time_backward,
 )
-from exercises.diagnose import agree, Array, check, Untouched
+from exercises.diagnose import agree, Array, check, seen, Untouched
 
 
 @grader("causal-mask")
 def grade_causal_mask(mine: Module, book: Module) -> Race:
     for dtype in (np.float64, np.float32):
-        for length in (4, 1):
+        for length in (4, 1, 7):
             got, right = mine.causal_mask(length, dtype), book.causal_mask(length, dtype)
             ones, inf = np.ones((length, length)), np.full((length, length), -np.inf)
             hidden = np.asarray(got)[np.isneginf(right)] if np.shape(got) == right.shape \
@@ -32,6 +32,9 @@ def grade_causal_mask(mine: Module, book: Module) -> Race:
                 "hides the past, and the next position besides: it is the other triangle":
                     np.tril(inf, k=1),
                 "hides nothing: all positions see the future": 0 * ones,
+                "hides everything": inf,
+                "hides the diagonal and the position before it, too":
+                    np.triu(inf, k=-1),
                 "has ones and zeros; what is added to a score must be 0 or -inf":
                     np.tril(ones),
                 "has ones where -inf belongs": np.triu(ones, k=1),
@@ -54,6 +57,12 @@ def grade_split_heads(mine: Module, book: Module) -> Race:
                 x.reshape(B, T, H, D).transpose(0, 2, 1, 3)[:, ::-1],
             "is that of the first story for all": np.broadcast_to(
                 x[:1].reshape(1, T, H, D).transpose(0, 2, 1, 3), (B, H, T, D))})
+        for kind, [other] in in_other_memory(x.astype(np.float32)):
+            with Untouched(x=other):
+                check(f"For an array {kind}, the result", mine.split_heads(other, H),
+                      book.split_heads(other, H))
+    one = normal(2, 1, 6)
+    check("For one position, the result", mine.split_heads(one, 3), book.split_heads(one, 3))
     rows = normal(8, 64, 192, dtype=np.float32)
     return lambda module: lambda: module.split_heads(rows, 4)
 
@@ -126,6 +135,10 @@ def check_weights(ours: Any, right: Any, y: Array) -> None:
         "lacks the scale: scores are divided by √D": rows_to_one(scores * 3 + mask),
         "has scores multiplied by √D, where they are divided": rows_to_one(scores * 9 + mask),
         "has scores divided by D, and not by its root": rows_to_one(scores / 3 + mask),
+        "has scores divided by D/2; the root of D is D**0.5": rows_to_one(scores * 3 / 4.5 + mask),
+        "has scores doubled, where they are divided by √D": rows_to_one(scores * 6 + mask),
+        "has the root of the wrong number: D is the width of a head, the last axis of q":
+            rows_to_one(scores * 3 / H**0.5 + mask),
         "has scores divided by √T, not by √D": rows_to_one(scores * 3 / T**0.5 + mask),
         "has scores divided by √C, not by √D": rows_to_one(scores / H**0.5 + mask),
         "has the scale on the wrong side: p itself is divided by √D": p / 3,
@@ -199,7 +212,8 @@ def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
     before, later = layer.forward(x), x.copy()
     first, kept = before.copy(), layer.p
     later[:, -1] += 1
-    if not agree(layer.forward(later)[:, :-1], before[:, :-1]):
+    if not agree(seen("The outputs before another last input", layer.forward(later)[:, :-1]),
+                 before[:, :-1]):
         raise Wrong("The outputs before change with the last position's input: it looks "
                     "into the future.")
     if not agree(before, first) or np.shares_memory(kept, layer.p):
@@ -212,7 +226,7 @@ def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
     except ValueError as error:
         raise Wrong("With a cache there are more keys than queries (S > T), and it fails: "
                     f"{error}.") from None
-    if not agree(np.concatenate(parts, axis=1), before):
+    if not agree(seen("The output with a cache", np.concatenate(parts, axis=1)), before):
         raise Wrong("With a cache it differs: the T queries are the last of the S "
                     "positions, so they need the last T rows of the mask up to S.")
     with np.errstate(all="ignore"):
@@ -232,8 +246,18 @@ def check_more_of_forward(mine: Module, book: Module, x: Array) -> None:
             raise Wrong(f"If all scores are near {sign * 1200:+}, it fails: take the largest "
                         "of each row away first.")
         check(f"The output if all scores are near {sign * 1200:+}", got, right)
+    for kind, [other] in in_other_memory(x):
+        got = make_attention(mine).forward(other)
+        check(f"For an x {kind}, the output", got, make_attention(book).forward(other))
+    for what, part in (("one story", x[:1]), ("one position", x[:, :1]),
+                       ("one story of one position", x[:1, :1]),
+                       ("a story as long as the mask", np.tile(x[:1], (1, 2, 1))[:, :8])):
+        layers = [make_attention(module) for module in (mine, book)]
+        check(f"For {what}, the output", *(layer.forward(part) for layer in layers))
+        check_saved(f"For {what}, ", *layers)
     layers = [make_attention(module, drop=0.5) for module in (mine, book)]
-    if not agree(*(layer.forward(x) for layer in layers)):
+    got, right = (layer.forward(x) for layer in layers)
+    if not agree(seen("The output with dropout", got), right):
         raise Wrong("With dropout it differs: p, whose rows sum to one, goes through "
                     "self.drop_weights.forward once, and what that returns blends the "
                     "values, whatever its rows sum to.")
@@ -285,7 +309,7 @@ def grade_attention_gradients(mine: Module, book: Module) -> Race:
     check_dropped_gradients(mine, book, x, dy)
     compare_layers(make_attention, mine, book, [(x, dy)])
     compare_layers(lambda module: make_attention(module, np.float32), mine, book,
-                   [float32(x, dy), float32(x[:, :3], dy[:, :3])])
+                   [float32(x, dy), float32(x[:, :3], dy[:, :3]), float32(x[:1, :1], dy[:1, :1])])
     return time_backward(time_attention, *(
         normal(8, 64, 64, dtype=np.float32) for _ in range(2)))
 
@@ -322,6 +346,12 @@ def check_gradients(ours: Any, right: Any, dy: Array) -> None:
             "has only the diagonal of softmax, p (1 - p): a score moves all weights of its "
             "row": p * (1 - p) * dp,
             "has the wrong sign before what softmax takes away": p * (dp + inner),
+            "lacks dp: it is p times what softmax takes away": p * inner,
+            "is the weights themselves: the gradient dp is not in it": p,
+            "has the sum of p where that of dp · p belongs": p * (dp - 1),
+            **{f"has the sum of dp · p over {which}: it goes along a row": p * (
+                dp - (dp * p).sum(axis=axis, keepdims=True)) for axis, which in (
+                    (0, "the stories"), (1, "the heads"), (None, "everything"))},
             "has the wrong axis in the sum of dp · p: it goes along a row":
                 p * (dp - (dp * p).sum(axis=-2, keepdims=True))}.items()}}
     more = {"dq": {"has da transposed": turn(da) @ k,

@@ -12,6 +12,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Iterator, NamedTuple
 
 import tangle
+from exercises.guard import Refused
 
 MEASURES = "numpy", "numpy.linalg", "numpy.random", "numpy._core.numeric"
 HINTS = Path(__file__).with_name("hints.md")
@@ -267,8 +268,8 @@ def load(book: Book, name: str, answer: str) -> Program:
             if (shorter := without_exit(answer, error)) == answer:
                 raise Wrong(ends) from None
             answer = shorter
-        except NotYours as error:
-            raise Wrong(not_yours(error)) from None
+        except (NotYours, Refused) as error:
+            raise Wrong(where(error, error.program)) from None
         except BaseException as error:
             raise Wrong(f"Defining it raises {describe(error)}.") from None
 
@@ -307,12 +308,18 @@ def not_yours(error: ImportError) -> str:
             "without.")
 
 
+def not_needed(who: str, what: object) -> str:
+    return f"{who} {what}: no answer needs that, and it is not done while one is graded."
+
+
 def where(error: BaseException, program: Program) -> str:
     """A sentence on an exception, with the reader's line or the book's."""
     if isinstance(error, NotYours):
         return not_yours(error)
     place = "It raises"
     number, code = answer_line(error, program)
+    if isinstance(error, Refused):
+        return not_needed(f"Line {number}, `{code}`," if number else "It", error)
     if number:
         return f"Line {number}, `{code}`, raises {describe(error)}."
     trace: TracebackType | None = error.__traceback__

@@ -12,11 +12,14 @@ from typing import Any, Callable, Iterator
 import numpy as np
 
 from exercises.chunks import Module, Wrong
-from exercises.diagnose import agree, Array, check, check_gradient, Mistakes, Untouched
+from exercises.diagnose import (
+    agree, Array, check, check_gradient, Mistakes, seen, Untouched,
+)
 
 Race = Callable[[Module], Callable[[], object]]
 Grader = Callable[[Module, Module], Race]
 GRADERS: dict[str, Grader] = {}
+LUCK: list[int] = []  # a number that makes all others different, in proof.py
 
 
 def grader(name: str) -> Callable[[Grader], Grader]:
@@ -28,7 +31,7 @@ def grader(name: str) -> Callable[[Grader], Grader]:
 
 
 def normal(*shape: int, seed: int = 0, dtype: Any = np.float64) -> Array:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+    return np.random.default_rng([seed, *LUCK]).normal(size=shape).astype(dtype)
 
 
 def find_parameters(layer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -40,30 +43,62 @@ def find_parameters(layer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from find_parameters(value, f"{path}{name}.")
 
 
+def in_other_memory(*arrays: Array) -> Iterator[tuple[str, list[Array]]]:
+    """The same numbers laid out otherwise, beside what is said of them."""
+    yield "in Fortran order", [np.asfortranarray(array) for array in arrays]
+    yield "that are views of larger ones", [spread(array) for array in arrays]
+    yield "that are read-only", [frozen(array) for array in arrays]
+
+
+def spread(array: Array) -> Array:
+    """A view with gaps between its elements in memory, along every axis."""
+    wide = np.zeros([2 * n for n in array.shape], array.dtype)
+    view = wide[(slice(None, None, 2),) * array.ndim]
+    view[...] = array
+    return view
+
+
+def frozen(array: Array) -> Array:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
 def compare_layers(make: Callable[[Module], Any], mine: Module, book: Module,
                    runs: list[tuple[Array, Array]], mistakes: dict[str, Mistakes] = {},
                    factors: dict[str, float] = {}) -> None:
-    """Run two layers forward and backward on each pair (x, dy), and compare them."""
+    """Run two layers forward and backward on each pair (x, dy), and compare them.
+
+    The first pair is tried in other layouts in memory, too.
+    """
     layers = make(mine), make(book)
-    parameters = [dict(find_parameters(layer)) for layer in layers]
     for number, (x, dy) in enumerate(runs):
-        if number:
-            mistakes = {}          # they were computed for the first
-        for p in (*parameters[0].values(), *parameters[1].values()):
-            p.grad[...] = 1
-        before = {name: p.grad for name, p in parameters[0].items()}
-        with Untouched(x=x):
-            y, right_y = (layer.forward(x) for layer in layers)
-        check("The output", y, right_y, mistakes.get("y", {}), factors)
-        with Untouched(x=x, dy=dy, **left_by_forward(layers[0])):
-            dx, right_dx = (layer.backward(dy) for layer in layers)
-        for name, p in parameters[0].items():
-            check_gradient(f"{name}.grad", p, before[name], parameters[1][name].grad - 1,
-                           mistakes.get(name, {}), factors)
-        if right_dx is not None:
-            check("dx", dx, right_dx, mistakes.get("dx", {}), factors)
-            check_owned("dx", dx, dy=dy, x=x)
-        check_again(layers[0], dy, dx, parameters)
+        named = {} if number else mistakes  # they were computed for the first
+        dx = compare_run("", layers, x, dy, named, factors)
+        check_again(layers[0], dy, dx, [dict(find_parameters(layer)) for layer in layers])
+    for kind, (x, dy) in in_other_memory(*runs[0]):
+        compare_run(f"For arrays {kind}, ", layers, x, dy, {}, factors)
+
+
+def compare_run(when: str, layers: tuple[Any, Any], x: Array, dy: Array,
+                mistakes: dict[str, Mistakes], factors: dict[str, float]) -> Array | None:
+    """Both layers, once forward and once backward; returns our dx."""
+    parameters = [dict(find_parameters(layer)) for layer in layers]
+    for p in (*parameters[0].values(), *parameters[1].values()):
+        p.grad[...] = 1
+    before = {name: p.grad for name, p in parameters[0].items()}
+    with Untouched(x=x):
+        y, right_y = (layer.forward(x) for layer in layers)
+    check(f"{when}the output", y, right_y, mistakes.get("y", {}), factors)
+    with Untouched(x=x, dy=dy, **left_by_forward(layers[0])):
+        dx, right_dx = (layer.backward(dy) for layer in layers)
+    for name, p in parameters[0].items():
+        check_gradient(f"{when}{name}.grad", p, before[name], parameters[1][name].grad - 1,
+                       mistakes.get(name, {}), factors)
+    if right_dx is not None:
+        check(f"{when}dx", dx, right_dx, mistakes.get("dx", {}), factors)
+        check_owned("dx", dx, dy=dy, x=x)
+    return dx
 
 
 def left_by_forward(layer: Any) -> dict[str, Array]:
@@ -87,11 +122,12 @@ def check_again(layer: Any, dy: Array, dx: Any, parameters: list[dict[str, Any]]
     if dx is not None and not agree(dx, first):
         raise Wrong("A second call of `backward` overwrites what the first one returned: "
                     "that was the caller's to keep.")
-    if dx is not None and not agree(again, -2 * first):
+    if dx is not None and not agree(seen("dx of a second call", again), -2 * first):
         raise Wrong("A second call of `backward` returns something else: nothing may be left "
                     "over from the first.")
     for name, p in parameters[0].items():
-        if not agree(p.grad, 2 - parameters[1][name].grad):
+        if not agree(seen(f"{name}.grad after a second call", p.grad),
+                     2 - parameters[1][name].grad):
             raise Wrong(f"A second call of `backward` adds something else to {name}.grad: "
                         "nothing may be left over from the first.")
 

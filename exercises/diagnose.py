@@ -9,6 +9,13 @@ from exercises.chunks import Wrong
 
 Array = np.ndarray
 Mistakes = Mapping[str, Any]  # typical wrong results, by what is to be said of them
+SEEN: list[tuple[str, Array]] = []  # all that an answer gave, for proof.py
+
+
+def seen(what: str, got: Any) -> Any:
+    """Enter something that an answer gave into the record."""
+    SEEN.append((what, np.array(got)))
+    return got
 
 
 def agree(a: Any, b: Any) -> bool:
@@ -26,11 +33,12 @@ def check(what: str, got: Any, right: Any, mistakes: Mistakes = {},
           factors: Mapping[str, float] = {}) -> None:
     """Wrong, with the likeliest reason, unless `got` is what it should be."""
     right = np.asarray(right)
+    what = what[0].upper() + what[1:] if what[:4] == "the " else what
     if got is None:
         raise Wrong(f"{what} is None: is a `return` missing?")
     if right.ndim and not isinstance(got, np.ndarray):
         raise Wrong(f"{what} is a {type(got).__name__}, not an array.")
-    got = np.asarray(got)
+    got = np.asarray(seen(what, got))
     if got.shape != right.shape:
         raise Wrong(f"{what} has the shape {got.shape}, not {right.shape}"
                     f"{', so it is transposed' * (got.shape == right.shape[::-1])}.")
@@ -68,14 +76,56 @@ def compare(got: Array, right: Array, factors: Mapping[str, float]) -> str:
                 if abs(factor * sign * value - 1) < 1e-3:
                     return f"is {value:.4g} times too small: that is {name}{text}"
         return f"is {factor:.4g} times what it should be"
+    return resemblance(got, right) or differences(got, right)
+
+
+def resemblance(got: Array, right: Array) -> str:
+    """What a wrong array has in common with the right one, or with what went in."""
+    for name, array in Untouched.latest.items():
+        if agree(got, array):
+            return (f"is {name} itself, and so wrong in {np.sum(got != right)} of {got.size} "
+                    "elements: nothing is done with it")
     offset = float((got - right).mean())
     if agree(got, right + offset):
         return f"is {offset:.4g} too large everywhere"
-    return differences(got, right)
+    if got.size > 1 and agree(got, np.full(got.shape, got.flat[0])):
+        return (f"is {got.flat[0]:.4g} everywhere: is a sum or a mean taken over all axes, "
+                "where one or some are meant?")
+    with np.errstate(all="ignore"):
+        for sentence, wrong in {
+                "is one over what it should be: a division is upside down": 1 / right,
+                "is the square of what it should be": right**2,
+                "is the root of what it should be": np.sqrt(right),
+                "is the logarithm of what it should be": np.log(right),
+                "is what it should be, exponentiated": np.exp(right)}.items():
+            if agree(got, wrong):
+                return sentence
+    if agree(np.abs(got), np.abs(right)):
+        return "has wrong signs: its absolute values are right"
+    if agree(np.sort(got, axis=None), np.sort(right, axis=None)):
+        return "has the right numbers in the wrong places: look at the order of axes or rows"
+    return of_rows(got, right)
+
+
+def of_rows(got: Array, right: Array) -> str:
+    """What is the same along every row, if a wrong array is right but for that."""
+    if got.ndim < 2 or got.shape[-1] < 3:
+        return ""
+    d = got - right
+    if agree(got, right + d.mean(axis=-1, keepdims=True)):
+        return ("is off by one number in each row: is what is added there, or taken away, "
+                "a sum or a mean over the wrong axis?")
+    with np.errstate(all="ignore"):
+        ratio = (got * right).sum(axis=-1, keepdims=True) / (right**2).sum(
+            axis=-1, keepdims=True)
+        if agree(got, right * ratio):
+            return ("has in each row one factor too many: is what a row is multiplied or "
+                    "divided by a sum or a mean over the wrong axis?")
+    return ""
 
 
 def differences(got: Array, right: Array) -> str:
-    """How many elements are wrong, and the first of them."""
+    """How many elements are wrong, where they are, and the first of them."""
     wrong = ~np.isclose(got, right, rtol=1e-4, atol=1e-6)
     if not right.ndim:
         return f"is {got:.6g}, not {right:.6g}"
@@ -83,8 +133,24 @@ def differences(got: Array, right: Array) -> str:
         return "is right to a few digits only"
     first = tuple(int(i) for i in np.argwhere(wrong)[0])
     place = ", ".join(map(str, first))
-    return (f"is wrong in {int(wrong.sum())} of {wrong.size} elements: the first is "
+    return (f"is wrong in {int(wrong.sum())} of {wrong.size} elements"
+            f"{where_wrong(wrong)}: the first is "
             f"[{place}], {got[first]:.6g} in place of {right[first]:.6g}")
+
+
+def where_wrong(wrong: Array) -> str:
+    """If an axis has wrong elements at some places only, which."""
+    names = {1: ["place"], 2: ["row", "column"], 3: ["story", "position", "column"],
+             4: ["story", "head", "position", "column"]}.get(wrong.ndim, [])
+    for axis, name in enumerate(names):
+        others = tuple(i for i in range(wrong.ndim) if i != axis)
+        at = np.flatnonzero(wrong.any(axis=others))
+        if wrong.shape[axis] > 1 and len(at) == 1:
+            return f", all at {name} {at[0]}"
+        if wrong.shape[axis] > 2 and len(at) == wrong.shape[axis] - 1:
+            right = set(range(wrong.shape[axis])) - set(at.tolist())
+            return f", none of them at {name} {right.pop()}"
+    return ""
 
 
 def check_gradient(what: str, parameter: Any, before: Array, right: Array,
@@ -105,9 +171,12 @@ def check_gradient(what: str, parameter: Any, before: Array, right: Array,
 
 class Untouched:
     """`with Untouched(dy=dy):` is Wrong if the block changes one of the arrays."""
+    latest: Mapping[str, Array] = {}  # what went in last, to recognize it in what comes out
 
     def __init__(self, **arrays: Array) -> None:
         self.arrays = arrays
+        Untouched.latest = {name: array for name, array in arrays.items()
+                            if not name.startswith("self.")}
         self.before = {name: array.copy() for name, array in arrays.items()}
 
     def __enter__(self) -> None:
@@ -115,6 +184,8 @@ class Untouched:
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         for name, array in self.arrays.items():
+            if not name.startswith("self."):
+                seen(name, array)
             if kind is None and not np.array_equal(array, self.before[name],
                                                    equal_nan=array.dtype.kind == "f"):
                 raise Wrong(f"It changes {name}, which `forward` left and which may be "
@@ -129,7 +200,7 @@ def check_cases(function: Callable[..., Any], right: Callable[..., Any],
         got, wanted = function(*arguments), right(*arguments)
         if got is None:
             raise Wrong(f"{function.__name__}{arguments} is None: is a `return` missing?")
-        if not agree(got, wanted):
-            shown = ", ".join(map(str, arguments))
+        shown = ", ".join(map(str, arguments))
+        if not agree(seen(f"{function.__name__}({shown})", got), wanted):
             raise Wrong(f"{function.__name__}({shown}) is {got:.6g}, not {wanted:.6g}: "
                         f"{sentence}.")

@@ -7,8 +7,8 @@ import numpy as np
 
 from exercises.chunks import Module, Wrong
 from exercises.common import (
-    check_owned, compare_layers, float32, grader, left_by_forward, normal, Race,
-    time_backward,
+    check_owned, compare_layers, float32, grader, in_other_memory, left_by_forward, normal,
+    Race, time_backward,
 )
 from exercises.diagnose import agree, Array, check, Untouched
 
@@ -24,10 +24,14 @@ def grade_numerical_gradient(mine: Module, book: Module) -> Race:
     def loss_of(x: Array) -> Callable[[], float]:
         return lambda: float((x**3).sum())
 
+    kinds = {"": rows, "a row": normal(5), "one number": np.array(1.5),
+             "an x in Fortran order": np.asfortranarray(rows),
+             "an x that is a view": whole[:, :, ::2],
+             "an x of float32": np.float32([[1, 2, -1]])}
     for h in (1e-3, None):
-        for kind, x in {"": rows, "a row": normal(5), "an x in Fortran order":
-                        np.asfortranarray(rows), "an x that is a view": whole[:, :, ::2]
-                        }.items():
+        for kind, x in kinds.items():
+            if h is None and x.dtype == np.float32:
+                continue  # too small a step for so few digits
             before, loss, given = x.copy(), loss_of(x), () if h is None else (h,)
             got = mine.numerical_gradient(loss, x, *given)
             right = book.numerical_gradient(loss, x, *given)
@@ -40,6 +44,15 @@ def grade_numerical_gradient(mine: Module, book: Module) -> Race:
                     (plus - x**3) / h,
                 "comes from one side only, and is halved": (plus - x**3) / (2 * h),
                 "comes from one side only, the lower": (x**3 - minus) / h,
+                "comes from one side only, the lower, and is halved": (x**3 - minus) / (2 * h),
+                "has the two losses added, not subtracted": (
+                    2 * np.sum(x**3) - 2 * x**3 + plus + minus) / (2 * h),
+                "has the loss above alone, from which that below is to be taken":
+                    (np.sum(x**3) - x**3 + plus) / (2 * h),
+                "has the loss below alone, which is to be taken from that above":
+                    (np.sum(x**3) - x**3 + minus) / (2 * h),
+                "moves to `step`, and not by it: it is added to x":
+                    (float(h or 1e-5) ** 3 - minus) / (2 * h),
                 "is twice too large: the two points are 2 steps apart": (plus - minus) / h,
                 "has the wrong sign": (minus - plus) / (2 * h),
                 "ignores `step`": ((x + 1e-5) ** 3 - (x - 1e-5) ** 3) / 2e-5,
@@ -63,7 +76,7 @@ def grade_linear(mine: Module, book: Module) -> Race:
     factors = {"the number of rows N": 6, "the batch size B": 2, "the length T": 3}
     compare_layers(make, mine, book, [(x, dy)], {"bias": last}, factors)
     compare_layers(lambda module: make(module, np.float32), mine, book,
-                   [small, float32(x, dy)])
+                   [small, float32(x, dy), float32(x[0, 0], dy[0, 0])])
     big = float32(normal(128, 64), normal(128, 64))
     return time_backward(
         lambda module: module.Linear(normal(64, 64, dtype=np.float32)), *big)
@@ -130,7 +143,24 @@ def grade_layer_norm(mine: Module, book: Module) -> Race:
                 (5, 5, ""), (5, 64, ": in mean(d)"), (64, 5, ": in mean(d n)"))},
         "has means over the rows, not along each row":
             s * (d - d.mean(axis=(0, 1)) - n * (d * n).mean(axis=(0, 1))),
-        "has a wrong sign before a mean": s * (d + mean(d) + n * mean(d * n)),
+        "has wrong signs before both means": s * (d + mean(d) + n * mean(d * n)),
+        "has the wrong sign before mean(d)": s * (d + mean(d) - n * mean(d * n)),
+        "has the wrong sign before n · mean(d n)": s * (d - mean(d) + n * mean(d * n)),
+        "is divided by `scale`, where it is multiplied":
+            (d - mean(d) - n * mean(d * n)) / s,
+        "has the sign of d wrong": s * (mean(d) - d - n * mean(d * n)),
+        "lacks d itself: means alone are left": s * (mean(d) - n * mean(d * n)),
+        "has only what is taken away, and not d itself": -s * (mean(d) + n * mean(d * n)),
+        "is divided by the gain; d is dy times the gain":
+            s * (dy / gain - mean(dy / gain) - n * mean(dy / gain * n)),
+        "lacks the factor mean(d n) of n": s * (d - mean(d) - n),
+        "lacks the factor n within mean(d n)": s * (d - mean(d) - n * mean(d)),
+        **{f"has {which} over {axes}: it goes along each row": wrong
+           for axes, axis in {"the stories": 0, "the positions": 1, "everything": None}.items()
+           for which, wrong in (
+               ("mean(d)", s * (d - d.mean(axis=axis, keepdims=True) - n * mean(d * n))),
+               ("mean(d n)", s * (d - mean(d) - n * (d * n).mean(axis=axis, keepdims=True))),
+           )},
         "has mean(d n) without its factor n": s * (d - mean(d) - mean(d * n))}
     weight = {"lacks the factor n": dy.sum(axis=(0, 1)),
               "has x where n belongs": (dy * x).sum(axis=(0, 1)),
@@ -140,7 +170,7 @@ def grade_layer_norm(mine: Module, book: Module) -> Race:
                    {"dx": dx, "weight": weight, "bias": bias},
                    {"the number of rows N": 6, "the width C": 5})
     compare_layers(lambda module: make(module, np.float32), mine, book,
-                   [float32(x, dy), float32(x[0], dy[0])])
+                   [float32(x, dy), float32(x[0], dy[0]), float32(x[0, 0], dy[0, 0])])
 
     def wider(module: Module) -> Any:
         layer = module.LayerNorm(7, np.float64)
@@ -170,6 +200,9 @@ def grade_gelu(mine: Module, book: Module) -> Race:
         "is dy divided by the slope; it is multiplied": dy / (phi + bend * du),
         "is Φ alone, times dy; the product rule has a second term, x Φ'": dy * phi,
         "lacks the first term, Φ": dy * bend * du,
+        "lacks 1 - t² and u' in the second term": dy * (phi + 0.5 * x),
+        "has u' alone as its second term": dy * (phi + du),
+        "has the factor 1 - t² without its half and x": dy * (phi + (1 - t * t) * du),
         "lacks the factor x in the second term": dy * (phi + 0.5 * (1 - t * t) * du),
         "lacks the inner derivative u'": dy * (phi + bend),
         "has in u' only √(2/π): the cubic term has a slope, too": dy * (phi + bend * c),
@@ -182,11 +215,24 @@ def grade_gelu(mine: Module, book: Module) -> Race:
         "lacks the one half in the first term": dy * (2 * phi + bend * du),
         "lacks the 1 in 1 + t": dy * (0.5 * t + bend * du),
         "has the wrong sign before the second term": dy * (phi - bend * du),
+        "lacks the factor 1 - t² in the second term": dy * (phi + 0.5 * x * du),
+        "has t² where 1 - t² belongs": dy * (phi + 0.5 * x * t * t * du),
+        "has 1 + t² where 1 - t² belongs": dy * (phi + 0.5 * x * (1 + t * t) * du),
+        "has 1 - t where 1 + t belongs, in the first term": dy * (1 - phi + bend * du),
+        "lacks t in the first term": dy * (0.5 + bend * du),
+        "lacks the 1 in u': its linear term has a slope, too":
+            dy * (phi + bend * c * 3 * a * x * x),
+        "lacks 0.044715 in u'": dy * (phi + bend * c * (1 + 3 * x * x)),
+        "lacks x² in u'": dy * (phi + bend * c * (1 + 3 * a)),
+        "has a wrong sign in u'": dy * (phi + bend * c * (1 - 3 * a * x * x)),
+        "has 2 where 3 belongs in the derivative of the cube":
+            dy * (phi + bend * c * (1 + 2 * a * x * x)),
         "has 1 - t where 1 - t² belongs": dy * (phi + 0.5 * x * (1 - t) * du),
         "has dy where x belongs": dy * (phi + 0.5 * dy * (1 - t * t) * du),
         "is the function's value, times dy; it is the slope": dy * x * phi,
         "goes through GELU as if it were a straight line": dy}})
-    compare_layers(lambda module: module.GELU(), mine, book, [float32(x, dy)])
+    compare_layers(lambda module: module.GELU(), mine, book, [
+        float32(x, dy), float32(x[0, 0], dy[0, 0]), float32(x[:, :, None], dy[:, :, None])])
     return time_backward(lambda module: module.GELU(), normal(65536, dtype=np.float32),
                          normal(65536, seed=1, dtype=np.float32))
 
@@ -207,10 +253,24 @@ def grade_softmax(mine: Module, book: Module) -> Race:
                    ("over the whole array: each row (the last axis) must", None),
                    ("along the first axis, not the last", 0),
                    ("along axis 1, not along the last", 1))},
+            **{f"has the largest of {which} taken away: it must be that of each row":
+               (shifted := np.exp(z - z.max(axis=axis, keepdims=True))) / shifted.sum(
+                   axis=-1, keepdims=True)
+               for axis, which in ((0, "the first axis"), (1, "axis 1"))},
             "has the sign of the exponent wrong": book.softmax(-z),
+            "is not exponentiated": z - z.max(axis=-1, keepdims=True),
+            **{"is not exponentiated, only divided by its sum" + how:
+               a / a.sum(axis=-1, keepdims=True) for a, how in (
+                   (z, ""), (np.log(s), ", after each row's largest was taken away"))},
+            "is multiplied by its sum, not divided": s * s.sum(axis=-1, keepdims=True),
             "is the logarithm of the probabilities": np.log(right)})
         kept = got.copy()
         check("The result for one row", mine.softmax(2 * z[0, 0]), book.softmax(2 * z[0, 0]))
+        check("The result for five axes", mine.softmax(z[None, :, None]), right[None, :, None])
+        for kind, [other] in in_other_memory(z):
+            with Untouched(z=other):
+                check(f"For a z {kind[5:] if kind[:4] == 'that' else kind}, the result",
+                      mine.softmax(other), right)
         mine.softmax(-z)
         if not agree(got, kept):
             raise Wrong("A second call overwrites what the first one returned: that was the "
@@ -232,6 +292,16 @@ def grade_softmax(mine: Module, book: Module) -> Race:
         check("The result where a logit is -inf", mine.softmax(hidden), book.softmax(hidden))
     big = normal(512, 64, dtype=np.float32)
     return lambda module: lambda: module.softmax(big)
+
+
+def check_other_batches(mine: Module, book: Module) -> None:
+    """Of the cross-entropy: one story, one position, all targets, one target."""
+    for shape, targets in (((1, 1, 3), [[2]]), ((1, 4, 2), [[0, 1, 1, 0]]),
+                           ((3, 2, 4), [[-1, -1], [-1, 3], [-1, -1]])):
+        layers = mine.CrossEntropy(), book.CrossEntropy()
+        for layer in layers:
+            layer.forward(normal(*shape), np.array(targets))
+        check(f"For logits of the shape {shape}, dz", *(layer.backward() for layer in layers))
 
 
 @grader("cross-entropy-backward")
@@ -266,12 +336,21 @@ def grade_cross_entropy(mine: Module, book: Module) -> Race:
                     p * used / n - hot,
                 "has p undivided": p * used - hot / n,
                 "has 1 added at the right token, where it is taken away":
-                    (p + hot) * used / n})
+                    (p + hot) * used / n,
+                "is 1 at the right token, where 1 is taken away": np.where(hot > 0, 1, p * used) / n,
+                "is -1 at the right token, where 1 is taken away from what is there":
+                    np.where(hot > 0, -1, p * used) / n,
+                "has 2 taken away at the right token, and not 1": (p - 2 * hot) * used / n})
             kept = got.copy()
+            for kind, arrays in in_other_memory(z, targets):
+                for layer in (ours, right):
+                    layer.forward(*arrays, None if n == 4 else n)
+                check(f"For logits and targets {kind}, dz", ours.backward(), wanted)
             again = ours.backward()
             if not agree(again, kept) or not agree(got, kept):
                 raise Wrong("A second call of `backward` gives something else, or overwrites "
                             "what the first returned: nothing may be left over.")
+    check_other_batches(mine, book)
     big, aims = normal(8, 64, 27, dtype=np.float32), np.arange(512).reshape(8, 64) % 27
 
     def race(module: Module) -> Callable[[], object]:

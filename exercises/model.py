@@ -8,9 +8,9 @@ import numpy as np
 
 from exercises.attention import time_attention
 from exercises.chunks import Module, Wrong
-from exercises.common import check_owned, compare_layers, grader, normal, Race
+from exercises.common import check_owned, compare_layers, grader, normal, Race, spread
 from exercises.diagnose import (
-    agree, Array, check, check_cases, check_gradient, Untouched,
+    agree, Array, check, check_cases, check_gradient, seen, Untouched,
 )
 
 
@@ -58,7 +58,13 @@ def grade_block(mine: Module, book: Module) -> Race:
         "normalizes after adding: GPT-2 does so before attention":
             (m := f[0](x + f[1](x))) + f[3](f[2](m)),
         "uses norm_1 twice": middle + f[3](f[0](middle)),
-        "has the two norms exchanged": (m := x + f[1](f[2](x))) + f[3](f[0](m))})
+        "has the two norms exchanged": (m := x + f[1](f[2](x))) + f[3](f[0](m)),
+        "lacks the feed-forward, though it has the norm before it": middle + f[2](middle),
+        "lacks attention": x + f[3](f[2](x)),
+        "lacks attention, though it has the norm before it":
+            (m := x + f[0](x)) + f[3](f[2](m)),
+        "has attention subtracted, where it is added": (m := x - f[1](f[0](x))) + f[3](f[2](m)),
+        "has the feed-forward subtracted, where it is added": middle - f[3](f[2](middle))})
     dm = dy + b[2](b[3](dy))
     with Untouched(dy=dy):
         dx = block.backward(dy)
@@ -79,7 +85,17 @@ def grade_block(mine: Module, book: Module) -> Race:
             (m := dy + b[3](b[2](dy))) + b[0](b[1](m)),
         "goes through norm_1 before attention: going back, it comes after":
             dm + b[1](b[0](dm)),
-        "stops after the feed-forward": dm})
+        "stops after the feed-forward": dm,
+        "does not go back through the feed-forward": dy + b[0](b[1](dy)),
+        "goes back through norm_2, but not through the feed-forward":
+            (m := dy + b[2](dy)) + b[0](b[1](m)),
+        "goes back through the feed-forward, but not through norm_2":
+            (m := dy + b[3](dy)) + b[0](b[1](m)),
+        "goes back through norm_1, but not through attention": dm + b[0](dm),
+        "goes back through attention, but not through norm_1": dm + b[1](dm),
+        "has a minus where the two gradients are added, at attention": dm - b[0](b[1](dm)),
+        "has a minus where the two gradients are added, at the feed-forward":
+            (m := dy - b[2](b[3](dy))) + b[0](b[1](m))})
     check_owned("The output", y, x=x)
     check_owned("dx", dx, dy=dy)
 
@@ -92,7 +108,8 @@ def grade_block(mine: Module, book: Module) -> Race:
                             module.LayerNorm(64, dtype), feed)
 
     big, dbig = (normal(8, 64, 64, dtype=np.float32, seed=seed) for seed in (0, 1))
-    compare_layers(make, mine, book, [(big[:2, :9], dbig[:2, :9]), (big[:1], dbig[:1])])
+    compare_layers(make, mine, book, [(big[:2, :9], dbig[:2, :9]), (big[:1], dbig[:1]),
+                                      (big[:1, :1], dbig[:1, :1])])
 
     def race(module: Module) -> Callable[[], object]:
         block = make(module)
@@ -115,8 +132,8 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
 
     ours, right, output, forward, alone = (
         make(module) for module in (mine, book, book, book, book))
-    seen: list[Array] = []
-    output.tokens.backward = lambda dx: seen.append(dx.copy())
+    tops: list[Array] = []
+    output.tokens.backward = lambda dx: tops.append(dx.copy())
     forward.blocks = forward.blocks[::-1]
     for block in alone.blocks:
         block.backward = lambda dx, backward=block.backward: (backward(dx), dx)[1]
@@ -135,7 +152,7 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
         raise Wrong("What a block returns is not passed on: each block gets the gradient "
                     "that came from the one above it.")
     first = np.zeros((2, 5, 8))
-    first[:, :3] = seen[0]
+    first[:, :3] = tops[0]
     mistakes = {"transformer.wte.weight": {
         "lacks what comes through the output: the table is used at both ends": table - head,
         "lacks what comes through the input: the table is used at both ends": head},
@@ -166,13 +183,17 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
         model.train()
         model.loss(ids, targets)
         model.backward()
-    if not agree(*map(flat_gradient, dropped)):
+    if not agree(seen("The gradient with dropout", flat_gradient(dropped[0])),
+                 flat_gradient(dropped[1])):
         raise Wrong("With dropout it differs: the gradient goes back through self.drop, too.")
     for model in dropped:                  # once more, as in the next step of training
         model.loss(ids, targets)
         model.backward()
-    if not agree(*map(flat_gradient, dropped)):
+    if not agree(seen("The gradient of a second step", flat_gradient(dropped[0])),
+                 flat_gradient(dropped[1])):
         raise Wrong("In a second step it differs: nothing may be left over from the first.")
+    for shape in ((1, 5), (3, 1)):
+        check_batch(make, mine, book, shape)
     small, right_small = make(mine, np.float32), make(book, np.float32)
     small.backward(), right_small.backward()
     check("The gradient for float32", flat_gradient(small), flat_gradient(right_small))
@@ -188,6 +209,17 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
     return race
 
 
+def check_batch(make: Callable[..., Any], mine: Module, book: Module,
+                shape: tuple[int, int]) -> None:
+    """The gradient of another batch: as long as the context, or of one position."""
+    batch = np.arange(shape[0] * shape[1]).reshape(shape) % 6
+    models = make(mine), make(book)
+    for model in models:
+        model.loss(batch, batch[::-1, ::-1])
+        model.backward()
+    check(f"For a batch of the shape {shape}, the gradient", *map(flat_gradient, models))
+
+
 def flat_gradient(model: Any) -> Array:
     """All gradients of a model, one behind the other."""
     return np.concatenate([p.grad.ravel() for p in model.parameters()])
@@ -195,6 +227,7 @@ def flat_gradient(model: Any) -> Array:
 
 # Chapter 9
 
+Layout = Callable[[Array], Array]
 SHAPES = (2, 3), (3,), (1, 2), (1,)       # of the parameters that are graded with
 MATRICES = np.repeat([True, False, True, False], [6, 3, 2, 1])
 
@@ -203,11 +236,13 @@ def numbers(seed: int = 0) -> Array:
     return normal(12, seed=seed)
 
 
-def make_parameters(dtype: Any = np.float64, scale: float = 1.0) -> list[Any]:
+def make_parameters(dtype: Any = np.float64, scale: float = 1.0,
+                    layout: Layout = np.array) -> list[Any]:
     """What an optimizer is given; data and grad are slices of `numbers`."""
     cuts = np.cumsum([np.prod(shape) for shape in SHAPES])[:-1]
-    return [SimpleNamespace(data=data.reshape(shape).astype(dtype), decays=len(shape) == 2,
-                            grad=(scale * grad.reshape(shape)).astype(dtype))
+    return [SimpleNamespace(data=layout(data.reshape(shape).astype(dtype)),
+                            decays=len(shape) == 2,
+                            grad=layout((scale * grad.reshape(shape)).astype(dtype)))
             for shape, data, grad in zip(SHAPES, np.split(numbers(), cuts),
                                          np.split(numbers(1), cuts))]
 
@@ -265,7 +300,22 @@ def grade_sgd(mine: Module, book: Module) -> Race:
     check("The movement for float32", *(
         steps(module.SGD(ps := make_parameters(np.float32), 0.5), ps, rates)
         for module in (mine, book)))
+    for kind, layout in LAYOUTS.items():
+        check(f"For parameters {kind}, the movement", *(
+            steps(module.SGD(ps := make_parameters(layout=layout), 0.5), ps, rates)
+            for module in (mine, book)))
+    check("Without a `momentum`, which then is 0, the movement", *(
+        steps(module.SGD(ps := make_parameters()), ps, rates) for module in (mine, book)))
+    both = [mine.SGD(ps, 0.5) for ps in (make_parameters(), make_parameters())]
+    steps(both[0], both[0].parameters, rates)
+    check("If another optimizer has worked before, the movement",
+          steps(both[1], both[1].parameters, rates),
+          steps(book.SGD(ps := make_parameters(), 0.5), ps, rates))
     return time_step("SGD")
+
+
+LAYOUTS: dict[str, Layout] = {"in Fortran order": np.asfortranarray,
+                              "that are views of larger arrays": spread}
 
 
 def time_step(name: str) -> Race:
@@ -285,13 +335,14 @@ def adamw_by_hand(
         square: Callable[..., Any] = lambda v, g: B2 * v + (1 - B2) * g**2,
         step: Callable[..., Any] = lambda m, v, c1, c2: m / c1 / (np.sqrt(v / c2) + EPS),
         decay: Callable[..., Any] = lambda x, rate: rate * DECAY * MATRICES * x,
-        penalty: float = 0, late: bool = False, first: int = 1) -> Array:
+        penalty: float = 0, late: bool = False, first: int = 1,
+        rates: tuple[float, ...] = RATES) -> Array:
     """The movement of the parameters in three steps, by these formulas."""
     m, v, x = np.zeros(12), np.zeros(12), numbers()
     for t, rate in enumerate(RATES):
         g = numbers(t + 1) + penalty * MATRICES * x
         m, v = mean(m, g), square(v, g)
-        moved = rate * step(m, v, 1 - B1 ** (t + first), 1 - B2 ** (t + first))
+        moved = rates[t] * step(m, v, 1 - B1 ** (t + first), 1 - B2 ** (t + first))
         x = x - moved - decay(x - moved if late else x, rate)
     return x - numbers()
 
@@ -326,7 +377,23 @@ def adamw_mistakes() -> dict[str, Array]:
         "lacks the root over v, but not over its correction":
             lambda m, v, c1, c2: m / c1 * root(c2) / (v + root(c2) * EPS),
         "has m and v exchanged: it is m that is divided by the root of v":
-            lambda m, v, c1, c2: v / c2 / (root(m / c1) + EPS)}
+            lambda m, v, c1, c2: v / c2 / (root(m / c1) + EPS),
+        "has m multiplied by 1 - β₁ᵗ, where it is divided":
+            lambda m, v, c1, c2: m * c1 / (root(v / c2) + EPS),
+        "has v multiplied by 1 - β₂ᵗ, where it is divided":
+            lambda m, v, c1, c2: m / c1 / (root(v * c2) + EPS),
+        "has β₁ᵗ where 1 - β₁ᵗ belongs":
+            lambda m, v, c1, c2: m / (1 - c1) / (root(v / c2) + EPS),
+        "has β₂ᵗ where 1 - β₂ᵗ belongs":
+            lambda m, v, c1, c2: m / c1 / (root(v / (1 - c2)) + EPS),
+        "is multiplied by √v̂ + ε, where it is divided":
+            lambda m, v, c1, c2: m / c1 * (root(v / c2) + EPS),
+        "has 1 - β₁ where 1 - β₁ᵗ belongs: t is missing":
+            lambda m, v, c1, c2: m / (1 - B1) / (root(v / c2) + EPS),
+        "has 1 - β₂ where 1 - β₂ᵗ belongs: t is missing":
+            lambda m, v, c1, c2: m / c1 / (root(v / (1 - B2)) + EPS),
+        "is not divided by √v̂ + ε": lambda m, v, c1, c2: m / c1,
+        "is never made: only the decay moves them": lambda m, v, c1, c2: 0}
     wrong_decay: dict[str, Callable[..., Any]] = {
         "lacks the weight decay": lambda x, rate: 0,
         "lets all parameters decay: biases and gains must not, only those with "
@@ -343,6 +410,7 @@ def adamw_mistakes() -> dict[str, Array]:
     return {
         **{sentence: adamw_by_hand(step=step) for sentence, step in wrong_step.items()},
         **{sentence: adamw_by_hand(decay=decay) for sentence, decay in wrong_decay.items()},
+        "lacks the learning rate in the step": adamw_by_hand(rates=(1, 1, 1)),
         "has the decay in the gradient, which is divided by √v̂: let the weights "
         "themselves shrink": adamw_by_hand(penalty=DECAY, decay=lambda x, rate: 0),
         "has the decay after the step: it is a part of the weights before the step":
@@ -354,15 +422,25 @@ def adamw_mistakes() -> dict[str, Array]:
         "has β₁ and β₂ exchanged": adamw_by_hand(
             lambda m, g: B2 * m + (1 - B2) * g, lambda v, g: B1 * v + (1 - B1) * g**2,
             lambda m, v, c1, c2: m / c2 / (root(v / c1) + EPS)),
+        "is that of a v which is never written": adamw_by_hand(square=lambda v, g: v),
+        "has in m the new gradient only: m keeps β₁ times what it was":
+            adamw_by_hand(lambda m, g: (1 - B1) * g),
+        "has in v the new gradient only: v keeps β₂ times what it was":
+            adamw_by_hand(square=lambda v, g: (1 - B2) * g**2),
+        "keeps the whole of m, not β₁ times it": adamw_by_hand(lambda m, g: m + (1 - B1) * g),
+        "keeps the whole of v, not β₂ times it":
+            adamw_by_hand(square=lambda v, g: v + (1 - B2) * g**2),
+        "has the gradient itself in v, not its square":
+            adamw_by_hand(square=lambda v, g: B2 * v + (1 - B2) * g),
         "lacks the factor 1 - β₁ of the new gradient":
             adamw_by_hand(lambda m, g: B1 * m + g),
         "lacks the factor 1 - β₂ of the gradient's square":
             adamw_by_hand(square=lambda v, g: B2 * v + g**2)}
 
 
-def run_adamw(module: Module, dtype: Any = np.float64) -> list[Array]:
+def run_adamw(module: Module, dtype: Any = np.float64, layout: Layout = np.array) -> list[Array]:
     """The movement of the parameters, m, and v."""
-    parameters = make_parameters(dtype)
+    parameters = make_parameters(dtype, layout=layout)
     optimizer = module.AdamW(parameters, (B1, B2), EPS, DECAY)
     moved = steps(optimizer, parameters, RATES)
     if optimizer.step_count != len(RATES):
@@ -387,6 +465,9 @@ def grade_adamw(mine: Module, book: Module) -> Race:
         check(f"The movement is right, but self.{name}", mean, wanted)
     check("The movement for float32", *(run_adamw(module, np.float32)[0]
                                         for module in (mine, book)))
+    for kind, layout in LAYOUTS.items():
+        check(f"For parameters {kind}, the movement", *(
+            run_adamw(module, layout=layout)[0] for module in (mine, book)))
     return time_step("AdamW")
 
 
@@ -430,6 +511,17 @@ def grade_clip(mine: Module, book: Module) -> Race:
             "is the sum of the parameters' lengths": sum(map(np.linalg.norm, parts)),
             "is that of the last parameter alone": np.linalg.norm(parts[-1]),
             "is divided by the root of the number of elements": right / 12**0.5})
+    for kind, layout in LAYOUTS.items():
+        ours, theirs = (make_parameters(layout=layout) for _ in range(2))
+        for module, parameters in ((mine, ours), (book, theirs)):
+            module.clip_gradients(parameters, 0.5)
+        check(f"For gradients {kind}, the gradient", together(ours, "grad"),
+              together(theirs, "grad"))
+    one = [SimpleNamespace(grad=normal(2, 3, 4), data=np.zeros(1))]
+    check("For one parameter of three axes, the length", mine.clip_gradients(one, 1),
+          book.clip_gradients([SimpleNamespace(grad=normal(2, 3, 4))], 1))
+    check("For one parameter of three axes, the gradient's new length",
+          np.linalg.norm(one[0].grad), np.float64(1))
     big = [SimpleNamespace(grad=normal(266, 400, dtype=np.float32))]
     return lambda module: lambda: module.clip_gradients(big, 1e9)
 
@@ -447,6 +539,10 @@ def grade_learning_rate(mine: Module, book: Module) -> Race:
         "the end is a twentieth of the peak, not zero": (100, 100, 1.0, 10),
         "behind the end it stays there, and does not rise again": (130, 100, 1.0, 10),
         "it is in proportion to the peak": (30, 100, 0.004, 10),
+        "the warm-up, too, is in proportion to the peak": (4, 100, 0.004, 10),
+        "one step may be left for the cosine, which then begins at the peak": (10, 11, 1.0, 10),
+        "and behind that one step it is at the end": (11, 11, 1.0, 10),
+        "without a warm-up, half-way down it is in the middle": (50, 100, 0.5, 0),
         "there may be no warm-up at all": (0, 100, 1.0, 0),
         "the warm-up may be as long as the training": (10, 10, 1.0, 10),
         "`low`, if it is given, is where it ends": (100, 100, 1.0, 10, 0.3),
@@ -454,5 +550,11 @@ def grade_learning_rate(mine: Module, book: Module) -> Race:
             (100, 100, 1.0, 10, 0.0),
         "the cosine goes from the peak down to `low`": (55, 100, 1.0, 10, 0.3),
         "`low` is for the end, not for the warm-up": (4, 100, 1.0, 10, 0.7),
-        "behind the end it stays at `low`": (130, 100, 1.0, 10, 0.3)})
+        "behind the end it stays at `low`": (130, 100, 1.0, 10, 0.3),
+        "without a warm-up it goes down to `low`, too": (25, 100, 0.5, 0, 0.1),
+        "`low` may be above the peak": (55, 100, 0.1, 10, 0.3)})
+    if not agree(mine.learning_rate(step=55, total_steps=100, peak=1.0, warmup=10, low=0.3),
+                 book.learning_rate(55, 100, 1.0, 10, 0.3)):
+        raise Wrong("With its arguments given by name it differs: these are step, "
+                    "total_steps, peak, warmup and low.")
     return lambda module: lambda: module.learning_rate(300, 1000, 0.004, 100)

@@ -1,6 +1,8 @@
 """Graders for batches, counting, sampling, and files: chapters 3, 4, 10 and 15."""
 from __future__ import annotations
 
+import itertools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any, Callable
@@ -8,8 +10,8 @@ from typing import Any, Callable
 import numpy as np
 
 from exercises.chunks import Module, Wrong
-from exercises.common import grader, normal, Race, rows_to_one
-from exercises.diagnose import Array, check, Mistakes, Untouched
+from exercises.common import grader, in_other_memory, normal, Race, rows_to_one
+from exercises.diagnose import Array, check, Mistakes, seen, Untouched
 
 
 # Chapter 3
@@ -37,6 +39,8 @@ def grade_pad_rows(mine: Module, book: Module) -> Race:
     check("ids", got.ids, ids, {
         "has no <bos> in front: position 0 sees <bos>, and all else moves by one": late,
         "has <eos> in it, which has nothing to predict": last,
+        "has no <bos> at the first position": np.where(ids == 1, 0, ids),
+        "is the targets: the two are exchanged": targets,
         "is padded with -1, which is no token": np.where(
             np.arange(max(length)) < np.array(length)[:, None], ids, -1)})
     check("targets", got.targets, targets, {
@@ -44,7 +48,14 @@ def grade_pad_rows(mine: Module, book: Module) -> Race:
         "stands before the row already": early,
         "is <pad> behind the end, so that the model is graded on it; put -1": padded,
         "is the input: every position would only have to copy":
-            np.where(targets < 0, -1, ids)})
+            np.where(targets < 0, -1, ids),
+        "is never written: all of it is -1, which does not count": 0 * targets - 1,
+        "has behind the end another number than -1, which alone does not count":
+            np.where(targets < 0, np.asarray(got.targets).flat[-1], targets)})
+    for others in ([[2]], [(7, 2)], [[5, 2], [6, 2]], [(2,), tuple(range(3, 9)), (4, 2)]):
+        got, right = mine.pad_rows(others), book.pad_rows(others)
+        check(f"For the rows {others}, ids", got.ids, right.ids)
+        check(f"For the rows {others}, targets", got.targets, right.targets)
     return lambda module: lambda: module.pad_rows(rows)
 
 
@@ -91,7 +102,24 @@ def grade_ngram(mine: Module, book: Module) -> Race:
             "forgets that the blended one counts as an observation: divide by one more":
                 (seen + np.array([right.probability(context[1:], t) if context else 1 / 9
                                   for t in range(9)])) / max(total, 1)})
+    check_other_ngrams(mine, book, text)
     return lambda module: lambda: module.NGram(3, 9).learn(text)
+
+
+def check_other_ngrams(mine: Module, book: Module, text: list[int]) -> None:
+    """Another n, two texts, a tuple, a text of <bos> alone; and texts are left as they are."""
+    before = text.copy()
+    for n in (1, 2, 4):
+        models = mine.NGram(n, 11), book.NGram(n, 11)
+        for model in models:
+            for each in (text, (1, 6, 5, 2), [1]):
+                model.learn(each)
+        contexts = [(), (6,), (6, 5), (5, 6, 5)][:n]
+        ours, right = (np.array([[model.probability(context, token) for token in range(11)]
+                                 for context in contexts]) for model in models)
+        check(f"For n = {n} and several texts, the probability", ours, right)
+    if text != before:
+        raise Wrong("`learn` changes the text that it is given.")
 
 
 def nearest_left_off(model: Any, context: tuple[int, ...], token: int) -> float:
@@ -156,7 +184,8 @@ def grade_probabilities(mine: Module, book: Module) -> Race:
         with Untouched(logits=z), np.errstate(all="ignore"):
             got, wanted = ours(z, **options), right(z, **options)
         given = ", ".join(f"{name}={value}" for name, value in options.items())
-        check(f"With {given or 'no options'}, the result", got, wanted, mistakes)
+        check(f"With {given or 'no options'}, the result", got, wanted,
+              {**mistakes, **options_left_out(right, z, options)})
     with np.errstate(all="ignore"):
         check("For logits near 1000, the result", ours(z + 1000), right(z + 1000))
     double = z.astype(np.float64)
@@ -170,8 +199,43 @@ def grade_probabilities(mine: Module, book: Module) -> Race:
     check("For equal logits and top_k=2, the result", ours(np.zeros(4, np.float32), top_k=2),
           right(np.zeros(4, np.float32), top_k=2),
           {"keeps all that are as likely as the k-th: k tokens, no more": np.full(4, 0.25)})
+    check("For equal logits and temperature=0, the result",
+          ours(np.zeros(4, np.float32), 0), right(np.zeros(4, np.float32), 0),
+          {"is shared among the likeliest: greedy takes the first of them": np.full(4, 0.25)})
+    check_pairs_of_options(ours, right)
     big = normal(50257, dtype=np.float32)
     return lambda module: lambda: module.next_token_probabilities(big, 0.8, 40, 0.9)
+
+
+def options_left_out(right: Callable[..., Array], z: Array, options: dict[str, Any]
+                     ) -> dict[str, Array]:
+    """What the result is if an option is not heeded, or another value put in its place."""
+    others = [("temperature", 0, "is greedy, as with temperature=0"),
+              *((name, None, f"is as if {name} were not given") for name in ("top_k", "top_p")),
+              ("temperature", 1.0, "is as if the temperature were 1"),
+              ("top_k", 1, "keeps only the likeliest token")]
+    return {sentence: right(z, **{**options, name: value}) for name, value, sentence in others}
+
+
+def check_pairs_of_options(ours: Callable[..., Array], right: Callable[..., Array]) -> None:
+    """All options together, with ties, in other layouts; and a vocabulary of one."""
+    z = normal(40)
+    z[7:27] = z.max() - 0.5  # twenty that are equally likely
+    for temperature, top_k, top_p in itertools.product(
+            (0, 0.7, 1.5), (None, 0, 1, 12, 40), (None, 0.0, 0.4, 0.999, 1.0)):
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        given = ", ".join(f"{name}={value}" for name, value in options.items())
+        with np.errstate(all="ignore"):
+            check(f"With {given}, the result", ours(z, **options), right(z, **options),
+                  options_left_out(right, z, options))
+    for kind, [other] in in_other_memory(z.astype(np.float32)):
+        with Untouched(logits=other):
+            check(f"For logits {kind}, the result", ours(other, 0.7, 12, 0.4),
+                  right(other, 0.7, 12, 0.4))
+    hidden = np.where(np.arange(40) % 3 == 0, -np.inf, z)
+    check("Where some logits are -inf, the result", ours(hidden, 0.7, 30, 0.9),
+          right(hidden, 0.7, 30, 0.9))
+    check("For a vocabulary of one token, the result", ours(z[:1], 0.7, 5, 0.5), np.ones(1))
 
 
 @grader("kv-cache")
@@ -195,12 +259,15 @@ def grade_cache(mine: Module, book: Module) -> Race:
                             "them so far.")
             check(f"The array of {name} that is returned", array, whole[:, :, :done], {
                 f"is not that of the {name}: keys and values are exchanged": other[:, :, :done]})
-        if ours.length != done:
+        if seen("length", ours.length) != done:
             raise Wrong(f"After {done} positions, length is {ours.length}.")
     first, second = mine.KVCache(1, 1, 4, 2, np.float32), mine.KVCache(1, 1, 4, 2, np.float32)
     first.append(np.ones((1, 1, 1, 2), np.float32), np.ones((1, 1, 1, 2), np.float32))
     if second.length:
         raise Wrong("Two caches share their contents: each layer has its own.")
+    for kind, (k, v) in in_other_memory(normal(1, 2, 5, 3), normal(1, 2, 5, 3, seed=1)):
+        check_full_cache(mine.KVCache(1, 2, 5, 3, np.float64), kind, k, v)
+
     def race(module: Module) -> Callable[[], object]:
         one = np.ones((1, 4, 1, 16), np.float32)
 
@@ -212,14 +279,29 @@ def grade_cache(mine: Module, book: Module) -> Race:
     return race
 
 
+def check_full_cache(cache: Any, kind: str, k: Array, v: Array) -> None:
+    """Of float64, filled to its last place; what was appended may be used for other things."""
+    for new in (slice(0, 1), slice(1, 4)):
+        k_new, v_new = k[:, :, new].copy(), v[:, :, new].copy()
+        cache.append(k_new, v_new)
+        k_new[...] = v_new[...] = 0
+    with Untouched(k=k, v=v):
+        keys, values = cache.append(k[:, :, 4:], v[:, :, 4:])
+    for name, got, right in (("keys", keys, k), ("values", values, v)):
+        check(f"For arrays {kind}, the array of {name}", got, right, {
+            "changes when arrays are changed that were appended: copy what they hold":
+                np.where(np.arange(5)[:, None] < 4, 0, right)})
+
+
 @grader("window-start")
 def grade_window(mine: Module, book: Module) -> Race:
     name = mine.window_start.__name__
-    for context in (8, 7, 1):
-        for length in range(1, 40):
+    for context in (8, 7, 2, 1, 64, 1000):
+        for length in (*range(1, 40), 64, 65, 96, 97, 1000, 1501, 123_457):
             got, right = mine.window_start(length, context), book.window_start(length, context)
             if got is None:
                 raise Wrong(f"{name} returns None: is a `return` missing?")
+            seen(f"window_start({length}, {context})", got)
             if got == right and isinstance(got, (int, np.integer)):
                 continue
             call = f"window_start({length}, {context}) is {got}"
@@ -270,6 +352,7 @@ def grade_safetensors(mine: Module, book: Module) -> Race:
             check(f"The array {name!r}, read back,", back[name], right, {
                 "has its elements in the order of memory: make it contiguous first":
                     right.ravel(order="K").reshape(right.shape)})
+        check_other_tensors(mine, book, path)
         before = path.stat().st_ino
         mine.save_safetensors(path, {"one": np.float32([1.0])})
         if path.stat().st_ino == before:
@@ -289,6 +372,28 @@ def grade_safetensors(mine: Module, book: Module) -> Race:
     return race
 
 
+def check_other_tensors(mine: Module, book: Module, path: Path) -> None:
+    """Metadata, names and shapes of every kind; and headers of eight lengths."""
+    whole = normal(4, 6)
+    kinds = {"a number": np.array(2.5), "no element": np.zeros((0, 3)), '"quoted"': whole,
+             "big-endian": whole.astype(">f4"), "half": whole.astype(np.float16),
+             **{f"of an array {kind}": other for kind, [other] in in_other_memory(whole)}}
+    for length in range(8):
+        more = {"step": "1" * length}
+        mine.save_safetensors(path, kinds, **more)
+        check_bytes(path.read_bytes())
+        size, _ = header_and_data(path.read_bytes())
+        metadata = json.loads(path.read_bytes()[8 : 8 + size]).get("__metadata__")
+        if metadata != {"format": "pt", **more}:
+            raise Wrong(f"The header's __metadata__ is {metadata}, not "
+                        f"{ {'format': 'pt', **more} }: the arguments `more` belong into it.")
+    back = book.load_safetensors(path)
+    for name, array in kinds.items():
+        check(f"The array {name!r}, read back,", back[name], array.astype(np.float32))
+    mine.save_safetensors(path, {})
+    check_bytes(path.read_bytes())
+
+
 def header_and_data(data: bytes) -> tuple[int, int]:
     """How many bytes are in the header, and how many behind it."""
     length = int.from_bytes(data[:8], "little")
@@ -300,7 +405,7 @@ def check_bytes(data: bytes) -> None:
     length, big = (int.from_bytes(data[:8], order) for order in ("little", "big"))
     if length > len(data) >= big + 8:
         raise Wrong("The length of the header is big-endian: it must be little-endian.")
-    if data[:1] == b"{":
+    if data[:2] == b'{"':
         raise Wrong("The file begins with the header: its length, in eight bytes, comes "
                     "first.")
     if length > len(data) - 8 or data[8:9] != b"{":

@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "build")]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "build")]
+sys.path.append(str(ROOT))                 # last: a random.py there is not Python's
 
 import pytest  # noqa: E402
 

@@ -147,6 +147,51 @@ PI = 3
 """
 
 
+def chapter_program(tmp_path, *arguments):
+    assert chapter.main([*arguments, str(tmp_path)]) == 0
+    text = (tmp_path / "README.md").read_text()
+    return [line.strip() for line in text.split("\n") if line.startswith("    ")]
+
+
+@pytest.mark.parametrize("number", ["9", str(NUMBERS[-1])])
+def test_every_command_of_a_chapter_program_works_on_one_blas_thread(number, tmp_path):
+    commands = chapter_program(tmp_path, number)
+    assert "python -m simple_llm.tiny" in commands and len(commands) >= 4
+    commands.remove("python -m simple_llm.first")  # takes a minute; see below
+    environment = {"PATH": str(Path(sys.executable).parent), "PYTHONUTF8": "1"}
+    shell = " &&\n".join([*commands, "python -c 'import simple_llm, os; "
+                          'print("threads", os.environ["OPENBLAS_NUM_THREADS"])\''])
+    done = subprocess.run(["/bin/sh", "-c", shell], cwd=tmp_path, env=environment, input="",
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("threads 1\n")
+
+
+def test_the_first_training_of_a_chapter_program_takes_its_steps_and_answers(tmp_path):
+    chapter_program(tmp_path, "9")
+    done = subprocess.run(
+        [sys.executable, "-c", "from simple_llm import first; first.main(steps=1)"],
+        cwd=tmp_path, env={"PYTHONUTF8": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0 and "> anna went" in done.stdout, done.stderr
+
+
+BOOK = chapter.Book(TEXT)
+REWRITES = BOOK.rewrites
+NESTED = {"gradient-of-the-scores": "attention-backward"}  # it is a part of that one
+
+
+@pytest.mark.parametrize("number", sorted(
+    {e.number.split(".")[0] for e in REWRITES.values()}, key=int))
+def test_a_starter_raises_in_place_of_each_rewrite_of_its_chapter(number):
+    files = chapter.Prefix(TEXT, int(number), starter=True).complete()
+    text = "".join(files.values())
+    for name, exercise in REWRITES.items():
+        if exercise.number.startswith(f"{number}."):
+            assert f'NotImplementedError("exercise {NESTED.get(name, name)}: simple_llm.md:' in text
+            last = BOOK.chunk(name).rstrip().split("\n")[-1].split("  #")[0]
+            assert last.strip().startswith("return") or last.strip() not in text, name
+
+
 def test_what_comes_later_is_left_out_or_borrowed():
     prefix = chapter.Prefix(SMALL, 1)
     assert prefix.complete() == {
@@ -157,6 +202,22 @@ def test_what_comes_later_is_left_out_or_borrowed():
         "simple_llm/two.py": "class Base(Exception): pass\nclass Wrong(Base): pass\n"
         "...  # <<never>>: chapter 3\nPI = 3\n"}
     assert prefix.borrowed == {"wrong": 3, "base": 3}
+
+
+def test_a_method_that_is_called_already_is_borrowed():
+    text = SMALL.replace("raise Wrong(PI)", "return C().method()")
+    assert chapter.Prefix(text, 1).complete() == {
+        "simple_llm/one.py": "from simple_llm.two import Never\ndef a():\n"
+        "    return C().method()\nclass C:\n    x = 1\n    def method(self): return Never\n"
+        "...  # <<b>>: chapter 2\n",
+        "simple_llm/two.py": "...  # <<base>>: chapter 3\n...  # <<wrong>>: chapter 3\n"
+        "class Never: pass\nPI = 3\n"}
+
+
+def test_a_function_that_is_borrowed_has_all_of_its_lines():
+    text = SMALL.replace("class Wrong(Base): pass", "def Wrong(x):\n    <<never>>")
+    assert chapter.Prefix(text, 1).complete()["simple_llm/two.py"].startswith(
+        "...  # <<base>>: chapter 3\ndef Wrong(x):\n    class Never: pass\n")
 
 
 def test_an_import_that_nothing_uses_yet_brings_no_file():

@@ -59,7 +59,7 @@ def home(tmp_path_factory):
     (home / "text.txt").write_text(TEXT)
     done = run("train", "--corpus", "text.txt", *TINY, cwd=home)
     assert done.returncode == 0, done.stderr
-    (home / "printed.txt").write_text(done.stdout)
+    (home / "printed.txt").write_text(done.stdout, "utf-8")
     (home / "progress.txt").write_text(done.stderr, encoding="utf-8")
     return home
 
@@ -71,7 +71,7 @@ def world(tmp_path_factory):
     done = run("train", "--epochs", 1, "--layers", 1, "--heads", 2, "--width", 8,
                "--batch-size", 4, "--workers", 2, "--no-ladder", cwd=home)
     assert done.returncode == 0, done.stderr
-    (home / "printed.txt").write_text(done.stdout)
+    (home / "printed.txt").write_text(done.stdout, "utf-8")
     return home
 
 
@@ -92,7 +92,7 @@ def bpe(tmp_path_factory):
 def test_the_saved_model_has_the_loss_that_was_told(home):
     done = run("eval", "--corpus", "text.txt", cwd=home)
     told, found = (re.search(r"loss (\d+\.\d+) nats", text)[1]
-                   for text in ((home / "printed.txt").read_text(), done.stdout))
+                   for text in ((home / "printed.txt").read_text("utf-8"), done.stdout))
     assert float(told) == pytest.approx(float(found), abs=2e-3)
 
 
@@ -138,7 +138,7 @@ def test_a_prompt_from_standard_input(tmp_path):
         [sys.executable, "-m", "simple_llm", "generate", "--model", str(TRAINED),
          "--prompt", "-", "--temperature", "0", "--max-new-tokens", "2"],
         cwd=tmp_path, env=ENV, input="ben took the coin . what about ben ?\n",
-        capture_output=True, text=True, timeout=60)
+        capture_output=True, encoding="utf-8", timeout=60)
     assert done.stdout == "ben took the coin . what about ben ? the coin\n"
 
 
@@ -297,7 +297,7 @@ def test_a_full_disk_gives_one_sentence(home):
         pytest.skip("this system has no /dev/full")
     command = [sys.executable, "-m", "simple_llm", "generate"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, cwd=home, env=ENV, stdout=full, text=True,
+        done = subprocess.run(command, cwd=home, env=ENV, stdout=full, encoding="utf-8",
                               stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and "No space left" in done.stderr
@@ -369,7 +369,7 @@ def test_the_defaults_are_the_small_worlds_or_nanogpts():
 def chat(text, cwd, *options):
     return subprocess.run(
         [sys.executable, "-m", "simple_llm", "chat", "--model", str(TRAINED), *options],
-        cwd=cwd, env=ENV, input=text, capture_output=True, text=True, timeout=60,
+        cwd=cwd, env=ENV, input=text, capture_output=True, encoding="utf-8", timeout=60,
     )
 
 
@@ -404,7 +404,7 @@ def test_a_byte_pair_model_is_trained_measured_and_writes(bpe):
     assert (tokenizer.kind, tokenizer.vocab_size) == ("bpe", 270)
     done = run("eval", "--corpus", "text.txt", cwd=bpe)
     assert done.returncode == 0 and "perplexity" in done.stdout, done.stderr
-    done = run("generate", "--prompt", "né 🙂 the", "--seed", 1, cwd=bpe)
+    done = run("generate", "--prompt", "-", "--seed", 1, cwd=bpe, input="né 🙂 the")
     assert done.returncode == 0 and done.stdout.startswith("né 🙂 the"), done.stderr
 
 
@@ -412,7 +412,7 @@ def test_tokenize_shows_tokens_with_their_ids_beneath(bpe):
     env = {**ENV, "COLUMNS": "30"}
     text = "the mat\né\t! " + "the cat sat " * 9
     done = subprocess.run([sys.executable, "-m", "simple_llm", "tokenize"], cwd=bpe, env=env,
-                          input=text + "\n", capture_output=True, text=True, timeout=60)
+                          input=text + "\n", capture_output=True, encoding="utf-8", timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
     assert lines[0].startswith("the") and lines[0].rstrip().endswith("⏎")

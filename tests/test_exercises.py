@@ -5,11 +5,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import chapter
-from exercises import chunks
-from exercises.__main__ import Desk, grade, main, verdict
+from exercises import chunks, diagnose
+from exercises.__main__ import Desk, grade, grade_apart, main, verdict
 from exercises.chunks import Book, Wrong
 from exercises.graders import GRADERS
 
@@ -21,7 +22,7 @@ HINTS = chunks.read_hints()
 def read_answers():
     """From answers.txt the mutants of each chunk (old, new, what is said), and the others."""
     mutants, others = {}, {}
-    for section in Path(__file__).with_name("answers.txt").read_text().split("\n## ")[1:]:
+    for section in Path(__file__).with_name("answers.txt").read_text("utf-8").split("\n## ")[1:]:
         name, *lines = section.rstrip("\n").split("\n")
         if name.startswith("right: "):
             others.setdefault(name.removeprefix("right: "), []).append("\n".join(lines))
@@ -40,7 +41,7 @@ MUTANTS, OTHERS = read_answers()
 def sentence(name, answer):
     """What the grader says of an answer; nothing if it is accepted."""
     try:
-        grade(BOOK, name, answer, timed=False)
+        grade(BOOK, name, answer)
         return ""
     except Wrong as wrong:
         return str(wrong)
@@ -68,11 +69,31 @@ def test_a_grader_names_a_usual_mistake(name, old, new, part):
     assert said[-1] in ".?" and "\n" not in said
 
 
+@pytest.mark.parametrize("got, part", [
+    (lambda a: 1 / a, "upside down"),
+    (lambda a: a**2, "is the square"),
+    (np.sqrt, "is the root"),
+    (np.log, "is the logarithm"),
+    (np.exp, "exponentiated"),
+    (lambda a: a * [1, -1, 1, -1], "wrong signs"),
+    (lambda a: a[::-1], "in the wrong places"),
+    (lambda a: a + np.arange(3)[:, None], "off by one number in each row"),
+    (lambda a: a * (1 + np.arange(3)[:, None]), "in each row one factor too many"),
+    (lambda a: 0 * a + a.sum(), "over all axes"),
+    (lambda a: a + (np.arange(4) == 2) * a**2, "all at column 2"),
+    (lambda a: a + (np.arange(3)[:, None] > 0) * a**2 * [1, 2, 3, 4], "none of them at row 0"),
+])
+def test_a_wrong_array_is_compared_with_what_mistakes_make_of_the_right_one(got, part):
+    right = np.random.default_rng(0).uniform(1, 2, (3, 4))
+    with pytest.raises(Wrong, match=part):
+        diagnose.check("The result", got(right), right)
+
+
 def test_each_rewrite_has_a_grader_hints_and_mutants():
     assert len(BOOK.rewrites) >= 12
     assert set(BOOK.rewrites) == set(GRADERS) == set(HINTS) == set(MUTANTS) == set(OTHERS)
     assert all(len(hints) >= 2 for _, hints in HINTS.values())
-    assert all(len(mutants) >= 4 for mutants in MUTANTS.values())
+    assert {name: n for name, m in MUTANTS.items() if (n := len(m)) < 8} == {}
 
 
 def test_every_exercise_is_marked_with_kind_difficulty_and_time():
@@ -163,7 +184,8 @@ def desk(tmp_path, *words, seconds=60):
     environment = {"PYTHONPATH": f"{ROOT / 'build'}", "PATH": "", "PYTHONUTF8": "1"}
     return subprocess.run(
         [sys.executable, "-m", "exercises", "--answers", str(tmp_path), *words], cwd=ROOT,
-        env=environment, capture_output=True, text=True, timeout=seconds)
+        env=environment, capture_output=True, encoding="utf-8", timeout=seconds,
+        start_new_session=True)
 
 
 def test_an_exercise_from_the_beginning_to_the_end(tmp_path):
@@ -187,25 +209,57 @@ def test_an_exercise_from_the_beginning_to_the_end(tmp_path):
     ("    import os\n    os._exit(0)", "Line 3, `os._exit(0)`, raises SystemExit: 0."),
     ("    import posix\n    print('Right: answers/softmax.py')\n    posix._exit(0)",
      "Python ended before the grading did (exit status 0)"),
-    ("    import os\n    os.execv('/bin/true', ['true'])", "before the grading did"),
-    ("    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)", "(signal 9)"),
+    ("    import os\n    os.execv('/bin/true', ['true'])", "starts another process"),
+    ("    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)", "sends a signal"),
+    ("    import signal\n    signal.setitimer(0, 0.1)\n    while True: pass", "(signal 14)"),
+    # What it writes into every pipe and file is no verdict.
     ("    import os\n    for fd in range(3, 99):\n        try:\n            os.write(fd, "
-     "b'0' * 32 + b' [true, \"\"]')\n        except OSError:\n            pass\n"
+     "b'right It is as fast.')\n        except OSError:\n            pass\n"
      "    import posix; posix._exit(0)", "before the grading did"),
     ("    import os\n    os.closerange(3, 99)\n    return z / 2", "before the grading did"),
     ("    import json, os\n    json.dumps = os.write = os.read = lambda *a: b'right'\n"
      "    return z", "24 of 24 elements"),
     ("    import sys\n    sys.stdout.close(); sys.stdout = None\n    return input()",
      "raises RuntimeError"),
-    ("    import atexit, os\n    atexit.register(print, 'bye')\n    os.fork()\n"
-     "    return z", "24 of 24 elements"),
-    ("    while True:\n        print('x' * 999)", "did not end within 2 seconds"),
+    ("    import os\n    try: os.fork()\n    except BaseException: pass\n    RIGHT",
+     "It starts another process"),
+    # The solution, by ways that no import goes.
+    ("    return eval(open('build/simple_llm/layers.py').read())", "a file that is not its"),
+    ("    import gc\n    return gc.get_objects()", "looks behind Python"),
+    ("    try: raise ValueError\n    except ValueError as e: f = e.__traceback__.tb_frame\n"
+     "    while f and 'right' not in f.f_code.co_varnames: f = f.f_back\n"
+     "    return f.f_locals['book'].softmax(z) if f and 'book' in f.f_locals else z",
+     "when all numbers are others"),
+    # What grades is bent until the process says right: the numbers are judged elsewhere.
+    ("    import sys\n    f = sys._getframe(1).f_globals\n    if 'agree' in f: "
+     "f['agree'].__code__ = (lambda a, b: True).__code__\n"
+     "    return np.nan_to_num(z)",
+     "The result: once more, with other numbers"),
+    ("    while True:\n        print('x' * 999)", "did not end within 0.5 seconds"),
 ])
-def test_a_verdict_comes_from_the_grader_alone(tmp_path, answer, part):
-    (tmp_path / "softmax.py").write_text(f"def softmax(z):\n{answer}\n")
-    done = desk(tmp_path, "grade", "softmax", "--limit", "2")
-    assert done.returncode == 1 and part in " ".join(done.stderr.split()), done
-    assert "\nRight" not in "\n" + done.stdout and len(done.stdout) < 9000
+def test_a_verdict_comes_from_the_grader_alone(answer, part):
+    right = "e = np.exp(z - z.max(-1)[..., None]); return e / e.sum(axis=-1, keepdims=True)"
+    answer = answer.replace("RIGHT", right).replace("build/", f"{ROOT}/build/")
+    verdict = grade_apart(BOOK, "softmax", f"def softmax(z):\n{answer}\n",
+                          limit=0.5 if "while True:\n" in answer else 10)
+    assert not verdict.right and part in verdict.sentence, verdict
+    assert "\n" not in verdict.sentence and len(verdict.printed) < 9000
+
+
+def test_a_right_answer_that_is_too_slow_to_be_timed_is_right():
+    answer = BOOK.chunk("softmax").replace("    e =", "    import time\n    if z.size > 9999: "
+                                           "time.sleep(99)\n    e =")
+    verdict = grade_apart(BOOK, "softmax", answer, limit=3)
+    assert verdict.right and "far slower than the book's" in verdict.sentence
+
+
+def test_an_answer_does_not_end_what_grades_it(tmp_path):
+    (tmp_path / "softmax.py").write_text(
+        "def softmax(z):\n    import os\n    print('\\rRight\\n' * 9999)\n"
+        "    os.killpg(os.getpgid(os.getppid()), 9)\n")
+    done = desk(tmp_path, "grade", "softmax")
+    assert done.returncode == 1 and "sends a signal" in done.stderr, done
+    assert done.stdout.count("\n") < 50 and "\nRight" not in done.stdout.replace("\r", "\n")
     assert Desk(tmp_path).state("softmax") == "begun"
 
 
@@ -253,11 +307,24 @@ def test_without_a_name_the_exercises_are_listed(capsys, tmp_path):
     assert re.search(r"softmax +laid out", out)
 
 
+def test_grading_nothing_is_no_success(capsys, tmp_path):
+    for command in ("grade", "hint", "solution"):
+        status, out, err = run(capsys, tmp_path, command)
+        assert (status, out) == (1, "") and f"make {command} EX=softmax" in err
+
+
 def test_an_unknown_exercise_is_a_sentence(capsys, tmp_path):
     assert run(capsys, tmp_path, "grade", "nowhere")[::2] == (
         1, "There is no exercise nowhere; `make exercise` lists them.\n")
     status, _, err = run(capsys, tmp_path, "grade", "softmax")
     assert status == 1 and "make exercise EX=softmax" in err
+
+
+def test_each_starter_says_before_what_holds_at_the_edges(capsys, tmp_path):
+    assert [name for name, (before, _) in HINTS.items() if not before] == []
+    run(capsys, tmp_path, "exercise", "next-token-probabilities")
+    text = (tmp_path / "next-token-probabilities.py").read_text().replace("\n# ", " ")
+    assert "a top_k below 1 counts as 1; a top_p of 0 leaves the likeliest" in text
 
 
 def test_the_starter_of_a_class_keeps_its_constructor():

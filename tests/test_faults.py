@@ -46,7 +46,7 @@ def sentences(said):
 def run_code(code, *arguments, cwd, **env):
     """A program that does something to the package, and calls main()."""
     return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd,
-                          env={**ENV, **env}, capture_output=True, text=True, timeout=60)
+                          env={**ENV, **env}, capture_output=True, encoding="utf-8", timeout=60)
 
 
 # Signals
@@ -102,7 +102,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     home = make_home(tmp_path / "home")
     process = subprocess.Popen([sys.executable, "-c", SLOW, "train", *LONG, how], cwd=home,
                                env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+                               encoding="utf-8")
     while not process.stdout.readline().startswith(last):
         pass
     for _ in range(2):
@@ -225,7 +225,7 @@ def test_the_lock_falls_with_its_owner_even_while_a_helper_still_lives(tmp_path)
     home = make_home(tmp_path / "home")
     (home / "model").mkdir()
     owner = subprocess.Popen([sys.executable, "-c", FORKING], cwd=home, env=ENV,
-                             stdout=subprocess.PIPE, text=True)
+                             stdout=subprocess.PIPE, encoding="utf-8")
     helper = int(owner.stdout.readline())
     try:
         assert_one_sentence(run("train", *SHORT, cwd=home), "another training is at work")
@@ -263,7 +263,7 @@ def test_a_process_of_mpiexec_that_fails_ends_them_all(tmp_path):
         env = {**ENV, "PYTHONPATH": f"{ENV['PYTHONPATH']}{os.pathsep}{tmp_path}",
                "PMI_RANK": "0", "PMI_SIZE": str(size)}
         done = subprocess.run([sys.executable, "-m", "simple_llm", "info", "nowhere"],
-                              env=env, capture_output=True, text=True, timeout=60)
+                              env=env, capture_output=True, encoding="utf-8", timeout=60)
         assert done.returncode == status and "cannot read nowhere" in done.stderr
 
 
@@ -292,7 +292,7 @@ def test_of_the_processes_of_mpiexec_the_first_decides_when_to_stop(tmp_path):
                "PMI_RANK": rank, "PMI_SIZE": "2"}
         done = subprocess.run([sys.executable, "-c", INTERRUPTED, "train",
                                *torture.TEXTS, "--epochs", "4"], env=env,
-                              cwd=home, capture_output=True, text=True, timeout=60)
+                              cwd=home, capture_output=True, encoding="utf-8", timeout=60)
         assert done.returncode == status, done.stderr
     assert read_checkpoint(home / "model" / CHECKPOINT).step == 4
 
@@ -324,7 +324,7 @@ def test_closed_descriptors_are_no_error(tmp_path):
     for closed, command in ((">&-", ("train", *SHORT)), ("2>&-", ("train", *SHORT))):
         done = subprocess.run(
             ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "simple_llm",
-             *command], cwd=home, env=ENV, capture_output=True, text=True, timeout=60)
+             *command], cwd=home, env=ENV, capture_output=True, encoding="utf-8", timeout=60)
         assert done.returncode == 0, (closed, done.stderr)
         assert "Traceback" not in done.stderr
     torture.check_directory(home)
@@ -391,7 +391,7 @@ def test_odd_text_is_learned_and_written(tmp_path, text):
     done = run("train", *SHORT, "--epochs", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "\r" not in "".join(Tokenizer.load(tmp_path / "model").tokens)
-    for prompt in ("", "\U0001f600", "the cat sat on the mat. " * 5):
+    for prompt in ("", os.fsdecode("\U0001f600".encode()), "the cat sat on the mat. " * 5):
         done = run("generate", "--prompt", prompt, "--max-new-tokens", 4, cwd=tmp_path)
         assert done.returncode == 0 and "Traceback" not in done.stderr
 

@@ -135,7 +135,7 @@ def test_a_checkpoint_is_written_when_it_is_due_and_at_each_evaluation(tmp_path)
     for due, saves in (("always", 1 + 4 * 17), ("never", 1 + 8 + 1)):
         done = subprocess.run(
             [sys.executable, "-c", IMPATIENT, "train", *SHORT, "--out", due, due],
-            cwd=home, env=ENV, capture_output=True, text=True, timeout=60)
+            cwd=home, env=ENV, capture_output=True, encoding="utf-8", timeout=60)
         assert f"saves: {saves}\n" in done.stdout, done.stderr
 
 

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,17 @@ TANGLED = {
     "four spaces are no fence": (f"    {F}python {{file=a}}\n    x\n    {F}\n", {}),
     "nor do they close one": (f"{F}py {{file=a}}\n    {F}\n{F}\n", {"a": f"    {F}\n"}),
     "a backtick in the info string is no fence": (f"{F}python {{file=a}}{F}\n\ntext\n", {}),
+    **{f"an illustration {where}": (
+        text + "\nText.\n\n" + block("file=a", "x"), {"a": "x\n"}) for where, text in {
+        "in a list": f"- a\n\n  {F}text\n  <<b>>\n  {F}\n",
+        "in a list, at column 4": f"1.  a\nlazy\n\n    {F}text\n    b\n\n    {F}\n",
+        "in a quote": f"> {F}text\n> <<b>>\n> {F}\n",
+        "below a quoted comment": f"> <!-- a\n\n{F}text\nb\n{F}\n",
+        "in a comment": f"<!-- not yet:\n{F}text\nb\n{F}\n-->\n",
+        "below a comment": f"<!-- output -->\n{F}text\nb\n{F}\n"}.items()},
+    "blocks folded away": (f"<details><summary>S</summary>\n\n{block('file=a', 'x')}\n</details>\n",
+                           {"a": "x\n"}),
+    "a block behind a list": ("- a\n  - b\n" + block("file=a", "x"), {"a": "x\n"}),
     "a longer closing fence with spaces": (
         f"{F}python {{file=a}}\nx\n`````  \n" + block("file=b", "y"), {"a": "x\n", "b": "y\n"}),
 }
@@ -208,6 +220,38 @@ WRONG = {
     "our manifest": (block("file=.tangled.json", "1"), 1, "keeps for itself"),
     "a file as a directory": (block("file=a", "1") + block("file=a/b/c", "1"), 4,
                               "needs a directory a, which is a file at line 1"),
+    **{f"a block {where}": (text, line, "outside of them, at the margin")
+       for where, text, line in (
+        ("in a list", f"1.  a\n\n    {F}py {{file=b}}\n    y\n    {F}\n", 3),
+        ("in a list in lists", f"- a\n  - b\n    - c\n\n      {F}py {{#b}}\n      {F}\n", 5),
+        ("that a tab puts in a list", f"- a\n\n\t{F}py {{file=b}}\n\t{F}\n", 3),
+        ("in a list that goes on in column 0", f"- a\nb\n\n  {F}py {{#b}}\n  {F}\n", 4),
+        ("behind the marker of a list", f"- {F}py {{file=b}}\n  {F}\n", 1),
+        ("in a quote", f"> {F}py {{file=b}}\n> {F}\n", 1),
+        ("in a list in a quote", f"> 1) a\n>\n>    ~~~py {{file=b}}\n>    ~~~\n", 3),
+        ("in a footnote, which GitHub knows", f"[^1]: a\n\n    {F}py {{#b}}\n    {F}\n", 3))},
+    **{f"a block in {html}": (f"{html}\n\n{block('file=a', '1') * 2}{end}\n", 3,
+                              "hidden by the HTML or comment that line 1 opens")
+       for html, end in (("<!-- not yet", "-->"), ("<pre>", "</pre>"), ("<?php", "?>"),
+                         ("<![CDATA[", "]]>"), ("<!DOCTYPE", ">"), ("<!-- for ever", ""))},
+    **{f"a block below {tag}": (f"{tag}\n{block('file=a', '1')}", 2, "an empty line between")
+       for tag in ("<details>", "</div>", "<p>text", '<a id="x">', "<x-y a='<' b>")},
+    "a fence behind what may be the marker of a list": (
+        f"a\n2. {F}text\n   ~~~\n   {F}\n", 2, "of its own"),
+    "a fence that may or may not close another": (
+        f"a\n2. b\n\n  {F}text\n      {F}\n{block('file=a', '1')}", 5, "no further right"),
+    "a list that ends within a block": (
+        f"- a\n\n  {F}text\nb\n", 4, "stands left of"),
+    "a comment in HTML that ends at an empty line": (
+        f"<div>\n<pre>\n\n<!--\n</pre>\n{block('file=a', '1')}", 2, "an empty line above"),
+    "a comment behind what may be the marker of a list": (
+        f"a\n2. <!--\n   <pre>\n   -->\n\n{block('file=a', '1')}", 2, "no marker of a list"),
+    "a tab where a block is moved left": (
+        f"  {F}py {{file=a}}\n  x\n \ty\n  {F}\n", 3, "use spaces"),
+    "lines that end in CR": (block("file=a", "1").replace("\n", "\r"), 1, "end in LF, or"),
+    "a CR within a line": (block("file=a", "1\r2"), 2, "a CR inside a line"),
+    "a NUL in a block": (block("file=a", "1\0"), 2, "a NUL character"),
+    "a name with a character reference": (block("&#123;file=a", "1"), 1, "cannot read"),
     "a chunk called as a file": (block("file=x", "<<x>>") + block("#x", "1"), 4,
                                  "has the name of a file"),
 }
@@ -242,6 +286,20 @@ def test_an_error_leaves_what_was_built_before_and_no_caption(desk):
     assert tree(desk.home) == before
 
 
+@pytest.mark.parametrize("book", ["", "# A book\n", block("", "x"), BOOK.replace("\n", "\r")])
+def test_a_book_without_a_file_is_an_error_and_removes_nothing(desk, book):
+    desk.run()
+    before = tree(desk.build)
+    desk.write(book)
+    for command in ("tangle", "check", "captions", "--force"):
+        status, out, err = desk.run(command)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+    assert tree(desk.build) == before
+    with pytest.raises(tangle.TangleError, match="no block is a file"):
+        tangle.write({}, desk.build)
+    assert tree(desk.build) == before
+
+
 def test_a_document_that_cannot_be_read_is_one_sentence(desk):
     desk.write(b"a\nb\ncaf\xe9\n")
     assert desk.run() == (1, "", "simple_llm.md:3: not UTF-8: byte 0xe9 at offset 7\n")
@@ -266,6 +324,70 @@ def test_chunks_that_double_at_each_level_are_refused_and_do_not_fill_the_memory
     text = "".join([block("file=a.py", "<<c0>>"), *chunks, block("#c60", last)])
     with pytest.raises(tangle.TangleError, match="more than 1,000,000 lines"):
         tangle.tangle(text)
+
+
+# What CommonMark reads
+
+
+MARKERS = ["", " ", "  ", "   ", "    ", "\t", "- ", "-\t", "1. ", "1.  ", "2) ", "> ", "- - ",
+           "  - ", "> - ", "-     "]
+FENCES = ["```", "```", "````", "~~~"]
+INFOS = ["py {file=%s}", "py {file=%s}", "py {#%s}", "text", "", "~~~", "`x`"]
+TEXTS = ["x", "", "", "# A", "---", "-", "- a", "* * *", "2. b", "> c", "<!--", "-->", "<!-- a -->",
+         "<!-- a", "<div>", "</div>", "<pre>", "</pre>", "<?a", "?>", "<!A", "<![CDATA[", "]]>",
+         "<b>", "<b>x", "</b>", '<a id="x"></a><sub>c</sub>', "<a b='<'>", "<https://x.y>", "a <!-- b",
+         "[a]: /b", "[a]: /b 'c", "\tx", "  x", "    x", "| a |", "&#96;&#96;&#96;", "\x0c", "\u00a0"]
+COMMONMARK = """
+import json, sys, markdown_it
+for text in json.load(sys.stdin):
+    tokens = markdown_it.MarkdownIt("commonmark").parse(text)
+    print(json.dumps([[t.map[0] + 1, t.info.strip(" \\t"), t.content]
+                      for t in tokens if t.type == "fence"]))
+"""
+
+
+def random_document(seed: int) -> str:
+    """Blocks and other text, much of it moved right or behind the marker of a list."""
+    dice = random.Random(seed)
+    lines = []
+    for part in range(dice.randint(2, 8)):
+        indent = dice.choice(MARKERS) if dice.random() < 0.4 else ""
+        if dice.random() < 0.5:
+            fence, info = dice.choice(FENCES), dice.choice(INFOS).replace("%s", f"n{part}")
+            inside = " " * len(indent.expandtabs(4)) if indent.strip() else indent
+            lines += [indent + fence + info,
+                      *(inside + dice.choice(TEXTS) for _ in range(dice.randint(0, 3))),
+                      inside + fence]
+        else:
+            lines.append(indent + dice.choice(TEXTS))
+        lines += [""] * (dice.random() < 0.5)
+    for _ in range(dice.choice([0, 0, 1, 2])):
+        place = dice.randrange(len(lines))
+        lines[place:place + 1] = dice.choice(
+            [[], [dice.choice(MARKERS) + lines[place]], [dice.choice(TEXTS), lines[place]]])
+    return "\n".join(lines) + "\n"
+
+
+def test_random_documents_are_read_as_commonmark_reads_them_or_refused():
+    for python in (sys.executable, str(ROOT / ".venv-book/bin/python")):
+        documents = [random_document(seed) for seed in range(600)]
+        with suppress(FileNotFoundError):
+            done = subprocess.run([python, "-c", COMMONMARK], input=json.dumps(documents),
+                                  capture_output=True, text=True)
+            if not done.returncode:
+                break
+    else:
+        pytest.skip("the weaver's libraries are not installed (make book)")
+    outcomes = Counter()
+    for text, answer in zip(documents, done.stdout.splitlines(), strict=True):
+        blocks, wrong = tangle.read_blocks(text)
+        ours = [(b.line, b.kind, b.name, "".join(f"{x}\n" for x in b.body))
+                for b in blocks if b.kind]
+        theirs = [(line, *tangle.read_info(info)[:2], body)
+                  for line, info, body in json.loads(answer) if any(tangle.read_info(info))]
+        assert wrong or ours == theirs, text
+        outcomes["refused" if wrong else "tangled" if ours else "nothing"] += 1
+    assert min(outcomes.values()) > 60, outcomes
 
 
 # Writing
@@ -515,7 +637,7 @@ def test_check_shows_what_is_stale_and_writes_nothing(desk):
     desk.write(BOOK + block("file=empty"))
     desk.run("captions")
     desk.run()
-    fresh = desk.document.read_text()
+    fresh = desk.document.read_text("utf-8")
     assert desk.run("check") == (0, "", "")
     for old, new, said in (("x += 1", "x += 2", "\n-        x += 1\n+        x += 2\n"),
                            (" in [`", " from [`", "\n+<a id")):
@@ -555,7 +677,7 @@ def test_captions_stand_directly_above_the_tangled_fences_and_change_nothing_els
     assert [lines[n] for n in at] == CAPTIONS
     assert all(lines[n - 1] == "" and "{" in lines[n + 1] for n in at)
     assert "\n".join(line for line in lines if line not in CAPTIONS) == BOOK
-    assert desk.run("captions")[0] == 0 and desk.document.read_text() == once
+    assert desk.run("captions")[0] == 0 and desk.document.read_text("utf-8") == once
     before = desk.document.stat().st_mtime_ns
     assert desk.run("captions") == (0, "nothing to do\n", "")
     assert desk.document.stat().st_mtime_ns == before

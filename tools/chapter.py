@@ -7,27 +7,34 @@
 Of every file it holds what chapters 1 to 5 have shown. A file's own block, which lists its
 chunks and says what it imports, counts as shown as soon as one of its chunks is. In place
 of a chunk that comes later stands `...`, with the chapter's number. Names that are used
-already and explained later (an exception, say) are borrowed: the chunk that defines such
-a name is put in, and those that it needs. Imports of what nobody uses yet are left out.
+already and explained later (an exception, say, or a method) are borrowed: the chunk that
+defines such a name is put in, and those that it needs. Imports of what nobody uses yet are left out.
 """
 from __future__ import annotations
 
 import ast
 import builtins
+import functools
+import io
 import os
 import symtable
 import sys
 from pathlib import Path
 from typing import Iterator
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+sys.path += [str(ROOT), str(ROOT / "tools")]
 
 import index  # noqa: E402
 import tangle  # noqa: E402
 from exercises.chunks import Book  # noqa: E402
 
+PACKAGE = "simple_llm/__init__.py"
 GIVEN = {*dir(builtins), "__name__", "__file__", "__doc__"}
+OF_OTHERS = {name for kind in (list, dict, set, str, bytes, Path, np, np.ndarray, io.TextIOBase)
+             for name in dir(kind)}  # methods that say nothing about whose they are
 Lines = list[tuple[str, tangle.Block]]
 
 
@@ -51,6 +58,7 @@ class Prefix:
         self.known = {line for line, chapter in self.chapter.items() if chapter <= last}
         self.borrowed: dict[str, int] = {}              # from which chapters
         self.defined_in: dict[str, dict[str, tangle.Block]] = {}
+        self.method_in: dict[str, tangle.Block] = {}
 
     def expand(self, block: tangle.Block, whole: bool = False, indent: str = "") -> Lines:
         """A block's lines with the chunks it names; those unknown only if `whole`."""
@@ -94,12 +102,24 @@ class Prefix:
                                      for name in defined(node)}
         return self.defined_in.get(path, {})
 
-    def borrow(self, path: str, name: str) -> bool:
-        """Make a name of a file known, with the chunk that defines it."""
-        block = self.definitions(path).get(name)
+    def methods(self) -> dict[str, tangle.Block]:
+        """The block of each method whose name no other class has, nor NumPy or Python."""
+        if not self.method_in:
+            found: dict[str, list[tangle.Block]] = {}
+            for block in self.files.values():
+                lines = self.expand(block, whole=True)
+                for method in methods_in(ast.parse(source(lines))):
+                    found.setdefault(method.name, []).append(lines[method.lineno - 1][1])
+            self.method_in = {name: blocks[0] for name, blocks in found.items()
+                              if len(blocks) == 1 and name not in OF_OTHERS}
+        return self.method_in
+
+    def borrow(self, block: tangle.Block | None) -> bool:
+        """Make known the chunk that defines a name, and the parts of its functions."""
         if block is None or block.line in self.known:
             return False
         new = [block for block in self.parents(block) if block.line not in self.known]
+        new += [part for name in names_in_functions(block) for part in self.chunks[name]]
         self.known |= {block.line for block in new}
         self.borrowed |= {block.name: self.chapter[block.line]
                           for block in new if block.kind == "chunk"}
@@ -110,9 +130,12 @@ class Prefix:
         while True:
             files = {path: source(self.expand(block))
                      for path, block in self.files.items() if self.has(block)}
-            wanted = [(path, name) for file, text in files.items()
-                      for path, name in needs(file, text)]
-            if not any([self.borrow(path, name) for path, name in wanted]):
+            wanted: list[tangle.Block | None] = []
+            for file, text in files.items():
+                names, called = wanted_by(file, text)
+                wanted += [self.definitions(path).get(name) for path, name in names]
+                wanted += [self.methods().get(name) for name in called]
+            if not any([self.borrow(block) for block in wanted]):
                 return {path: drop_imports(text) for path, text in files.items()}
 
 
@@ -130,6 +153,26 @@ def defined(node: ast.stmt) -> set[str]:
         return {name.id for name in ast.walk(node)
                 if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
     return set()
+
+
+def names_in_functions(block: tangle.Block) -> list[str]:
+    """The chunks that are named where a block's functions have their lines."""
+    uses = [tangle.REFERENCE.fullmatch(line) for line in block.body]
+    code = "\n".join(f"{use[1]}..." if use else line for use, line in zip(uses, block.body))
+    within = {line for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)
+              for line in range(node.lineno, node.end_lineno + 1)}
+    return [use[2] for number, use in enumerate(uses, 1) if use and number in within]
+
+
+def methods_in(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [method for node in tree.body if isinstance(node, ast.ClassDef)
+            for method in node.body if isinstance(method, ast.FunctionDef)]
+
+
+def called_of_objects(text: str) -> set[str]:
+    """The names in calls such as model.generate(...)."""
+    return {node.func.attr for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
 
 
 def path_of(module: str) -> str:
@@ -173,6 +216,13 @@ def needs(path: str, text: str) -> Iterator[tuple[str, str]]:
                 yield path_of(node.module), alias.name
 
 
+@functools.cache
+def wanted_by(path: str, text: str) -> tuple[list[tuple[str, str]], set[str]]:
+    """What a file needs, and what it calls of objects; most files are asked again and again."""
+    return list(needs(path, text)), called_of_objects(text)
+
+
+@functools.cache
 def drop_imports(text: str) -> str:
     """The text without imports from the package that it does not use."""
     tree, lines = ast.parse(text), text.split("\n")
@@ -185,16 +235,29 @@ def drop_imports(text: str) -> str:
     return "\n".join(lines)
 
 
+def one_thread(prefix: Prefix) -> str:
+    """The package's __init__, with the lines that give each process one BLAS thread.
+
+    In the book they stand in that of the command line, which comes last. NumPy reads the
+    setting when it is imported, so it must stand before all else.
+    """
+    setting = prefix.expand(prefix.files["simple_llm/cli/__init__.py"], whole=True)[1:]
+    return source(prefix.expand(prefix.files[PACKAGE], whole=True)) + source(setting)
+
+
+def commands(files: dict[str, str]) -> list[str]:
+    """What can be run in the program of a chapter."""
+    modules = [path.removesuffix(".py").replace("/", ".").replace(".__main__", " --help")
+               for path, text in sorted(files.items()) if '__name__ == "__main__"' in text]
+    return [*(f"python -m {module}" for module in modules),
+            "python -i -c 'import simple_llm, numpy as np'"]
+
+
 def read_me(number: str, files: dict[str, str]) -> str:
     """What to do with the program of a chapter."""
-    runs = [path.removesuffix(".py").replace("/", ".") for path, text in sorted(files.items())
-            if '__name__ == "__main__"' in text]
-    commands = [f"OPENBLAS_NUM_THREADS=1 python -m {module}" for module in runs] + [
-        "OPENBLAS_NUM_THREADS=1 python -i -c 'import simple_llm, numpy as np'"]
     return "\n".join([
         f"The program as chapter {number} of simple_llm.md leaves it. It needs Python and NumPy.",
-        "In this directory:", "", *(f"    {command}" for command in commands), "",
-        "One BLAS thread is the fastest for arrays of this size: more wait for each other.", ""])
+        "In this directory:", "", *(f"    {command}" for command in commands(files)), ""])
 
 
 def main(arguments: list[str]) -> int:
@@ -210,6 +273,7 @@ def main(arguments: list[str]) -> int:
         return 1
     prefix = Prefix(text, int(number), starter)
     files = prefix.complete()
+    files[PACKAGE] = one_thread(prefix)
     directory = Path(rest[0] if rest else
                      ROOT / "build/chapters" / (number + "-starter" * starter))
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path += [str(ROOT)]
 
 import tangle  # noqa: E402
 
