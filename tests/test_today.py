@@ -56,7 +56,24 @@ def make_attention(layers, p=0.0, H=4, K=2, rope=True, L=6):
         make_dropout(layers, p), make_dropout(layers, p))
 
 
-MAKERS = {"linear": make_linear, "norm": make_norm,
+def make_mixture(layers, p=0.0, E=3):
+    experts = [make_swiglu(layers, p) for _ in range(E)]
+    for e, expert in enumerate(experts):
+        expert.down.weight.data += normal(12, 8, seed=30 + e)
+    return layers.MixtureOfExperts(make_linear(layers, 0, 8, E, 41), experts)
+
+
+def test_only_the_chosen_expert_has_a_say():
+    layer, x = make_mixture(today), normal(1, 6, 8, seed=4)
+    y = layer.forward(x)
+    assert len(set(layer.chosen)) > 1
+    for t in range(6):
+        p = elder.softmax(x[0, t] @ layer.router.weight.data)
+        said = layer.experts[p.argmax()].forward(x[:, t : t + 1])
+        np.testing.assert_allclose(y[0, t], p.max() * said[0, 0])
+
+
+MAKERS = {"linear": make_linear, "norm": make_norm, "mixture": make_mixture,
           "swiglu": make_swiglu, "attention": make_attention,
           "one kv head": lambda layers, p=0.0: make_attention(layers, p, K=1),
           "without rope": lambda layers, p=0.0: make_attention(layers, p, rope=False)}
