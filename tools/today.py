@@ -1,7 +1,8 @@
-"""The tables of chapter 16: python tools/today.py NAME [SEEDS].
+"""The tables of chapter 16: python tools/today.py NAME [SEEDS [ROWS]].
 
 NAME is parts, lengths, optimizers or text. Needs build/ (make tangle), and NumPy alone; with one
-process each takes some ten minutes to an hour, so that SEEDS, such as 0,1, may cut it short.
+process each takes some ten minutes to an hour, so that SEEDS, such as 0,1, may cut it short, and
+ROWS, of parts alone, divide it among processes.
 """
 from __future__ import annotations
 
@@ -64,9 +65,9 @@ def make_model(parts: dict[str, Any] | None, seed: int, context: int = 0) -> tup
     return FastTodayLLM(TodayConfig(V, L, **parts), seed), corpus
 
 
-def show_parts(seeds: Sequence[int]) -> None:
+def show_parts(seeds: Sequence[int], rows: Sequence[int] = range(7)) -> None:
     print(f"{'':31}{'parameters':>10}{'above the floor':>17}{'against habit':>15}{'80% of these by step':>22}")
-    for name, parts in PARTS.items():
+    for name, parts in [[*PARTS.items()][row] for row in rows]:
         results = []
         for seed in seeds:
             model, corpus = make_model(parts, seed)
@@ -172,4 +173,5 @@ if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         sys.exit(__doc__)
     show, count = NAMES[sys.argv[1]]
-    show([*map(int, sys.argv[2].split(","))] if sys.argv[2:] else range(count))
+    numbers = [[*map(int, words.split(","))] for words in sys.argv[2:]]
+    show(*numbers) if numbers else show(range(count))
