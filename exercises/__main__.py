@@ -134,9 +134,17 @@ def command_grade(book: Book, desk: Desk, name: str, limit: float) -> int:
     done = {each: desk.answer(each) for each in book.rewrites
             if desk.state(each) == "done"}
     tangle.write(book.package(done), desk.directory / "package", force=True)
-    print(f"`make first MINE=1` trains with it in the book's place ({len(done)} of "
-          f"{len(book.rewrites)} done), and so does `make train MINE=1 ARGS=--plain`.")
+    print(fill(f"{how_to_train(book, name)} ({len(done)} of {len(book.rewrites)} done)."))
     return 0
+
+
+def how_to_train(book: Book, name: str) -> str:
+    """With which commands the reader's chunk works in the book's place."""
+    if book.file_of(name).name.startswith("simple_llm/today/"):
+        return ('`make train MINE=1 ARGS="--plain --form llama"` trains with your chunks of '
+                "chapter 16 in the book's place")
+    return ("`make first MINE=1` trains with it in the book's place, and so does "
+            "`make train MINE=1 ARGS=--plain`")
 
 
 class Verdict(NamedTuple):

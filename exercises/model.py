@@ -197,6 +197,12 @@ def grade_model_backward(mine: Module, book: Module) -> Race:
     small, right_small = make(mine, np.float32), make(book, np.float32)
     small.backward(), right_small.backward()
     check("The gradient for float32", flat_gradient(small), flat_gradient(right_small))
+    other, arrived = make(mine), []
+    other.embed_backward = arrived.append
+    other.backward()
+    if len(arrived) != 1:
+        raise Wrong("It goes past self.embed_backward: a model with other positions, as in "
+                    "chapter 16, has one of its own.")
 
     def race(module: Module) -> Callable[[], object]:
         model = module.SimpleLLM(module.Config(27, 64))

@@ -167,12 +167,34 @@ def test_every_command_of_a_chapter_program_works_on_one_blas_thread(number, tmp
     assert done.stdout.endswith("threads 1\n")
 
 
-def test_the_first_training_of_a_chapter_program_takes_its_steps_and_answers(tmp_path):
-    chapter_program(tmp_path, "9")
+@pytest.mark.parametrize("number", ["9", "16"])
+def test_the_first_training_of_a_chapter_program_takes_its_steps_and_answers(number, tmp_path):
+    chapter_program(tmp_path, number)
     done = subprocess.run(
         [sys.executable, "-c", "from simple_llm import first; first.main(steps=1)"],
         cwd=tmp_path, env={"PYTHONUTF8": "1"}, capture_output=True, text=True)
     assert done.returncode == 0 and "> anna went" in done.stdout, done.stderr
+
+
+MODEL_OF_TODAY = """
+import numpy as np
+from simple_llm.gradcheck import check_layer
+from simple_llm.today.layers import RMSNorm
+from simple_llm.today.model import TodayConfig, TodayLLM
+
+assert check_layer(RMSNorm(5, np.float64), np.random.default_rng(1).normal(size=(2, 3, 5))) < 1e-7
+for parts in {}, {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias": True}:
+    model = TodayLLM(TodayConfig(9, 8, 8, n_layers=1, n_heads=2, **parts))
+    model.loss(np.array([[1, 2, 3]]), np.array([[2, 3, 4]]))
+    model.backward()
+"""
+
+
+def test_the_model_of_today_runs_in_the_program_of_its_chapter(tmp_path):
+    build(16, tmp_path)
+    done = subprocess.run([sys.executable, "-c", MODEL_OF_TODAY], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 BOOK = chapter.Book(TEXT)
@@ -212,6 +234,25 @@ def test_a_method_that_is_called_already_is_borrowed():
         "...  # <<b>>: chapter 2\n",
         "simple_llm/two.py": "...  # <<base>>: chapter 3\n...  # <<wrong>>: chapter 3\n"
         "class Never: pass\nPI = 3\n"}
+
+
+def test_a_method_that_a_later_class_has_anew_is_still_the_first_ones():
+    anew = SMALL.replace("class Never: pass", "class Never(C):\n    def method(self): return 1")
+    text = anew.replace("raise Wrong(PI)", "return C().method()")
+    one = chapter.Prefix(text, 1).complete()["simple_llm/one.py"]
+    assert "    x = 1\n    def method(self): return Never\n" in one
+
+
+def test_what_a_file_imports_for_others_to_take_of_it_is_kept():
+    text = SMALL.replace("raise Wrong(PI)", "return two.PI").replace(
+        "from simple_llm.two import Never, PI, Wrong", "from simple_llm.pack import two").replace(
+        "file=simple_llm/two.py}", "file=simple_llm/pack/two.py}").replace(
+        "PI = 3", "from simple_llm.three import EULER, PI") + (
+        "\n```python {file=simple_llm/three.py}\n<<pi>>\nEULER = 0.577\n```\n"
+        "\n```python {#pi}\nPI = 3\n```\n")
+    files = chapter.Prefix(text, 1).complete()
+    assert files["simple_llm/pack/two.py"].endswith("from simple_llm.three import PI\n")
+    assert "PI = 3" in files["simple_llm/three.py"]
 
 
 def test_a_function_that_is_borrowed_has_all_of_its_lines():

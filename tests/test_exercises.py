@@ -205,6 +205,13 @@ def test_an_exercise_from_the_beginning_to_the_end(tmp_path):
     assert "\nprint('hello')\n" in layers
 
 
+def test_a_chunk_of_the_model_of_today_says_how_to_train_with_it(tmp_path):
+    (tmp_path / "orthogonalize.py").write_text(BOOK.chunk("orthogonalize"))
+    done = desk(tmp_path, "grade", "orthogonalize")
+    assert done.returncode == 0 and '"--plain --form llama"' in " ".join(done.stdout.split())
+    assert "COEFFICIENTS" in (tmp_path / "package/simple_llm/today/muon.py").read_text()
+
+
 @pytest.mark.parametrize("answer, part", [
     ("    import os\n    os._exit(0)", "Line 3, `os._exit(0)`, raises SystemExit: 0."),
     ("    import posix\n    print('Right: answers/softmax.py')\n    posix._exit(0)",

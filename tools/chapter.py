@@ -103,15 +103,22 @@ class Prefix:
         return self.defined_in.get(path, {})
 
     def methods(self) -> dict[str, tangle.Block]:
-        """The block of each method whose name no other class has, nor NumPy or Python."""
+        """The block of each method whose name no other class has, nor NumPy or Python.
+
+        A class that is made from one with such a method may have it anew.
+        """
         if not self.method_in:
-            found: dict[str, list[tangle.Block]] = {}
+            found: dict[str, list[tuple[ast.ClassDef, tangle.Block]]] = {}
             for block in self.files.values():
                 lines = self.expand(block, whole=True)
-                for method in methods_in(ast.parse(source(lines))):
-                    found.setdefault(method.name, []).append(lines[method.lineno - 1][1])
-            self.method_in = {name: blocks[0] for name, blocks in found.items()
-                              if len(blocks) == 1 and name not in OF_OTHERS}
+                for owner, method in methods_in(ast.parse(source(lines))):
+                    found.setdefault(method.name, []).append(
+                        (owner, lines[method.lineno - 1][1]))
+            for name, pairs in found.items():
+                owners = {owner.name for owner, _ in pairs}
+                first = [block for owner, block in pairs if not bases(owner) & owners]
+                if len(first) == 1 and name not in OF_OTHERS:
+                    self.method_in[name] = first[0]
         return self.method_in
 
     def borrow(self, block: tangle.Block | None) -> bool:
@@ -130,13 +137,15 @@ class Prefix:
         while True:
             files = {path: source(self.expand(block))
                      for path, block in self.files.items() if self.has(block)}
+            passed = passed_on(files)
             wanted: list[tangle.Block | None] = []
             for file, text in files.items():
-                names, called = wanted_by(file, text)
+                names, called = wanted_by(file, text, passed[file])
                 wanted += [self.definitions(path).get(name) for path, name in names]
                 wanted += [self.methods().get(name) for name in called]
             if not any([self.borrow(block) for block in wanted]):
-                return {path: drop_imports(text) for path, text in files.items()}
+                return {path: drop_imports(text, passed[path])
+                        for path, text in files.items()}
 
 
 def source(lines: Lines) -> str:
@@ -164,9 +173,15 @@ def names_in_functions(block: tangle.Block) -> list[str]:
     return [use[2] for number, use in enumerate(uses, 1) if use and number in within]
 
 
-def methods_in(tree: ast.Module) -> list[ast.FunctionDef]:
-    return [method for node in tree.body if isinstance(node, ast.ClassDef)
+def methods_in(tree: ast.Module) -> list[tuple[ast.ClassDef, ast.FunctionDef]]:
+    """Each method, beside its class."""
+    return [(node, method) for node in tree.body if isinstance(node, ast.ClassDef)
             for method in node.body if isinstance(method, ast.FunctionDef)]
+
+
+def bases(owner: ast.ClassDef) -> set[str]:
+    """The names of the classes that a class is made from, without their modules'."""
+    return {ast.unparse(base).rpartition(".")[2] for base in owner.bases}
 
 
 def called_of_objects(text: str) -> set[str]:
@@ -189,7 +204,33 @@ def mentioned(tree: ast.Module) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
-def needs(path: str, text: str) -> Iterator[tuple[str, str]]:
+@functools.cache
+def takes(path: str, text: str) -> tuple[set[str], set[str]]:
+    """The attributes that a file takes of anything, and the files it uses as modules."""
+    tree = ast.parse(text)
+    modules = {path_of(f"{node.module}.{alias.name}")
+               for node in imports(tree) for alias in node.names}
+    itself = {path} if "sys.modules[__name__]" in text else set()
+    return ({node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)},
+            modules | itself)
+
+
+@functools.cache
+def imported(text: str) -> frozenset[str]:
+    return frozenset(alias.asname or alias.name
+                     for node in imports(ast.parse(text)) for alias in node.names)
+
+
+def passed_on(files: dict[str, str]) -> dict[str, frozenset[str]]:
+    """What each file imports for others, who take it of the file, as in layers.Head."""
+    taken = [takes(path, text) for path, text in files.items()]
+    attributes = set().union(*(each for each, _ in taken))
+    modules = set().union(*(each for _, each in taken))
+    return {path: imported(text) & attributes if path in modules else frozenset()
+            for path, text in files.items()}
+
+
+def needs(path: str, text: str, passed: frozenset[str]) -> Iterator[tuple[str, str]]:
     """The names that a file needs from itself and from others: the file, and the name."""
     tree = ast.parse(text)
     top = symtable.symtable(text, path, "exec")
@@ -203,30 +244,30 @@ def needs(path: str, text: str) -> Iterator[tuple[str, str]]:
             name = symbol.get_name()
             if symbol.is_global() and symbol.is_referenced() and name not in here | GIVEN:
                 yield path, name
-    uses = mentioned(tree)
+    uses = mentioned(tree) | passed
     for node in imports(tree):
         for alias in node.names:
             name = alias.asname or alias.name
-            if node.module == "simple_llm":             # a module, used as module.name
-                for use in ast.walk(tree):
-                    if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name):
-                        if use.value.id == name:
-                            yield path_of(f"simple_llm.{alias.name}"), use.attr
-            elif name in uses:
+            for use in ast.walk(tree):                  # a module, used as module.name
+                if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name):
+                    if use.value.id == name:
+                        yield path_of(f"{node.module}.{alias.name}"), use.attr
+            if name in uses:
                 yield path_of(node.module), alias.name
 
 
 @functools.cache
-def wanted_by(path: str, text: str) -> tuple[list[tuple[str, str]], set[str]]:
+def wanted_by(path: str, text: str,
+              passed: frozenset[str]) -> tuple[list[tuple[str, str]], set[str]]:
     """What a file needs, and what it calls of objects; most files are asked again and again."""
-    return list(needs(path, text)), called_of_objects(text)
+    return list(needs(path, text, passed)), called_of_objects(text)
 
 
 @functools.cache
-def drop_imports(text: str) -> str:
-    """The text without imports from the package that it does not use."""
+def drop_imports(text: str, passed: frozenset[str]) -> str:
+    """The text without imports from the package that it neither uses nor passes on."""
     tree, lines = ast.parse(text), text.split("\n")
-    uses = mentioned(tree)
+    uses = mentioned(tree) | passed
     for node in reversed(imports(tree)):
         names = [alias for alias in node.names if (alias.asname or alias.name) in uses]
         if len(names) < len(node.names):
