@@ -2,25 +2,30 @@
 
 The PyTorch model is the same architecture as its users would write it: nn.Linear,
 scaled_dot_product_attention, fused AdamW, gradients clipped. Both sides get the same
-ids, two cores, and float32. Blocks of steps alternate between the two, with a pause
-before each, since PyTorch's threads go on spinning for a moment; the ratios are medians
-over the blocks. Below 1, we are faster. `make bench-torch TEXT=path` trains both on the
-characters of a text instead.
+ids, as many cores, and float32: our two workers meet PyTorch's two threads, and two
+processes of its DistributedDataParallel (DDP); our one process meets its one thread, and
+the same compiled. Blocks of steps alternate between the two sides, with a pause before
+each, since PyTorch's threads go on spinning for a moment; the ratios are medians over the
+blocks. Below 1, we are faster. `make bench-torch TEXT=path` trains both on the characters
+of a text instead.
 """
 from __future__ import annotations
 
 import itertools
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "build"))
@@ -30,10 +35,38 @@ import numpy as np  # noqa: E402
 
 from bench import SIZES, in_parallel, make_batch  # noqa: E402
 from simple_llm.engine.fast import FastLLM  # noqa: E402
+from simple_llm.engine.parallel import real_cores  # noqa: E402
 from simple_llm.model import Config  # noqa: E402
 from simple_llm.optimizer import clip_gradients  # noqa: E402
 
 CORES = 2
+
+
+def processor() -> str:
+    """The processor's name, if the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def hardware_threads() -> int:
+    """How many of its threads this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:                             # not on Linux
+        return os.cpu_count() or 1
+
+
+def print_machine() -> None:
+    """Where this was measured, and with what."""
+    import torch
+
+    threads, cores = hardware_threads(), real_cores()
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    print(textwrap.fill(
+        f"{processor()}, {threads} threads on {cores} core{'s' * (cores > 1)} by its own "
+        f"account; PyTorch {torch.__version__}, NumPy {np.__version__}, "
+        f"{blas['name']} {blas['version']}", 76) + "\n", flush=True)
 
 
 def torch_model(config: Config) -> Any:
@@ -97,14 +130,19 @@ def our_step(config: Config, batch: int, workers: int = CORES) -> Callable[[], N
     return step
 
 
-def their_step(config: Config, batch: int) -> Callable[[], None]:
+def their_step(
+    config: Config, batch: int, threads: int = CORES,
+    wrap: Callable[[Any], Any] = lambda model: model, part: slice = slice(None),
+) -> Callable[[], None]:
+    """A step of PyTorch's on a part of the batch; wrap makes more of the plain model."""
     import torch
 
-    model = torch_model(config)
+    model = wrap(torch_model(config))
+    torch.set_num_threads(threads)
     optimizer = torch.optim.AdamW(
         model.parameters(), 1e-4, betas=(0.9, 0.99), weight_decay=0.1, fused=True
     )
-    ids, targets = map(torch.from_numpy, make_batch(config, batch))
+    ids, targets = (torch.from_numpy(rows[part]) for rows in make_batch(config, batch))
 
     def step() -> None:
         loss = model(ids, targets)
@@ -114,6 +152,44 @@ def their_step(config: Config, batch: int) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+def ddp_step(rank: int, name: str, meeting: str) -> Callable[[], None]:
+    """A step of one of two DDP processes, which meet in a file, on half the batch."""
+    from torch import distributed, nn
+
+    distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    return their_step(*SIZES[name], threads=1, wrap=nn.parallel.DistributedDataParallel,
+                      part=slice(rank, None, 2))
+
+
+def second_process(name: str, meeting: str) -> None:
+    """The other DDP process: it makes a step for each line that it reads."""
+    step = ddp_step(1, name, meeting)
+    for _ in sys.stdin:
+        step()
+
+
+@contextmanager
+def two_processes(name: str) -> Iterator[Callable[[], None]]:
+    """A step of both DDP processes, of which this is the first."""
+    from torch import distributed
+
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, __file__, "second", name, f"{place}/meeting"]
+        second = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
+        try:
+            step = ddp_step(0, name, f"{place}/meeting")
+
+            def both() -> None:
+                second.stdin.write(b"\n")
+                step()
+
+            yield both
+        finally:
+            second.kill()                      # it has nothing to put in order
+            second.wait()
+            distributed.destroy_process_group()
 
 
 def seconds(step: Callable[[], Any], times: int) -> float:
@@ -133,19 +209,62 @@ def duel(ours: Callable, theirs: Callable, times: int, blocks: int = 9) -> tuple
     return (*map(median, zip(*pairs)), median(a / b for a, b in pairs))
 
 
-def compare_steps(cores: int = CORES) -> None:
-    """Training steps on so many cores: our processes against their threads."""
+def print_head(cores: int, theirs: str = "PyTorch", more: str = "") -> None:
+    title = f"training step, {cores} core{'s' * (cores > 1)}"
+    print(f"{title:28} {'ours':>10} {theirs:>10} {'ratio':>7}{more}", flush=True)
+
+
+def row(name: str, cores: int, theirs: Callable[[], None]) -> str:
+    """A model's steps: so many processes of ours against theirs."""
+    config, batch = SIZES[name]
+    times = max(2, round(2e9 / config.d_model**2 / config.n_layers
+                         / (batch * config.context_length) / 20))
+    a, b, ratio = duel(our_step(config, batch, cores), theirs, min(20, times))
+    return f"{name:28} {a * 1e3:7.2f} ms {b * 1e3:7.2f} ms {ratio:7.2f}"
+
+
+def compare_threads(cores: int) -> None:
+    """Our processes against PyTorch's threads."""
+    print_head(cores)
+    for name, size in SIZES.items():
+        print(row(name, cores, their_step(*size, threads=cores)), flush=True)
+
+
+def compare_processes() -> None:
+    """Our two workers against PyTorch's two processes."""
+    print_head(CORES, "DDP")
+    for name in SIZES:
+        with two_processes(name) as theirs:
+            print(row(name, CORES, theirs), flush=True)
+
+
+def compare_compiled() -> None:
+    """Our process against one thread of torch.compile; the time to compile is apart."""
     import torch
 
-    title = f"training step, {cores} core{'s' * (cores > 1)}"
-    print(f"{title:28} {'ours':>10} {'PyTorch':>10} {'ratio':>7}")
-    for name, (config, batch) in SIZES.items():
-        times = max(2, round(2e9 / config.d_model**2 / config.n_layers
-                             / (batch * config.context_length) / 20))
-        theirs = their_step(config, batch)
-        torch.set_num_threads(cores)
-        a, b, ratio = duel(our_step(config, batch, cores), theirs, min(20, times))
-        print(f"{name:28} {a * 1e3:7.2f} ms {b * 1e3:7.2f} ms {ratio:7.2f}", flush=True)
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty         # so that it does compile
+        try:
+            torch.compile(torch.neg)(torch.ones(9))
+            print_head(1, "compiled", "  compiling")
+            for name in SIZES:
+                theirs, wait = compiled_step(name)
+                print(f"{row(name, 1, theirs)} {wait:8.0f} s", flush=True)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0].rstrip(":.")
+            print(textwrap.fill("torch.compile, which needs a C++ compiler, fails here: "
+                                f"{reason}.", 76), flush=True)
+
+
+def compiled_step(name: str) -> tuple[Callable[[], None], float]:
+    """A compiled step, and the seconds that the first one took."""
+    import torch
+
+    torch.compiler.reset()              # or else it allows for shapes that change
+    step = their_step(*SIZES[name], threads=1, wrap=torch.compile)
+    start = time.perf_counter()
+    step()
+    return step, time.perf_counter() - start
 
 
 def transformers_model(config: Config) -> Any:
@@ -293,20 +412,37 @@ def compare_starts() -> None:
           f"{memory / their_memory:7.2f}")
 
 
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["ours" | "theirs" as side]:
+            first_step(side)
+        case ["second", name, meeting]:
+            second_process(name, meeting)
+        case ["generation"]:
+            compare_generation()
+        case ["our-text" | "their-text" as side, path]:
+            train_on_text(side, path)
+        case ["text", path]:
+            print_machine()
+            compare_text(path)
+        case _:
+            compare_all()
+
+
+def compare_all() -> None:
+    print_machine()
+    compare_threads(CORES)
+    print()
+    compare_threads(1)
+    print()
+    compare_processes()
+    print()
+    compare_compiled()
+    compare_starts()
+    # To generate with a large model is to read its weights: here two cores help.
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": str(CORES)}
+    subprocess.run([sys.executable, __file__, "generation"], env=env, check=True)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] in ("ours", "theirs"):
-        first_step(sys.argv[1])
-    elif sys.argv[1:] == ["generation"]:
-        compare_generation()
-    elif sys.argv[1:2] and sys.argv[1] in ("our-text", "their-text"):
-        train_on_text(*sys.argv[1:])
-    elif sys.argv[1:2] == ["text"]:
-        compare_text(sys.argv[2])
-    else:
-        compare_steps()
-        print()
-        compare_steps(cores=1)
-        compare_starts()
-        # To generate with a large model is to read its weights: here two cores help.
-        env = {**os.environ, "OPENBLAS_NUM_THREADS": str(CORES)}
-        subprocess.run([sys.executable, __file__, "generation"], env=env, check=True)
+    main(sys.argv[1:])
