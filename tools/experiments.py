@@ -47,11 +47,16 @@ USUAL = {"matrix_rate": 0.02, "min_lr": 0.0}           # as make train has it
 def experiment(
     seed: int = 1, epochs: int = 50, world: World = World(), batch: int = 64,
     layers: int = 2, spoil: Callable[[SimpleLLM], None] = lambda model: None,
+    adamw: bool = False,
 ) -> tuple[float, list[tuple[int, Score]]]:
-    """Train; how far above the floor it ended, and all scores with their epochs."""
-    corpus = StoryCorpus(world, batch, seed=seed)
+    """Train; how far above the floor it ended, and all scores with their epochs.
+
+    With AdamW alone an epoch has twice as many batches.
+    """
+    corpus = StoryCorpus(world, batch, 20 if adamw else 10, seed=seed)
     sizes = Config(corpus.tokenizer.vocab_size, corpus.longest, n_layers=layers)
-    model, moments, options = FastLLM(sizes, seed), [], Options(epochs, **USUAL)
+    model, moments = FastLLM(sizes, seed), []
+    options = Options(epochs) if adamw else Options(epochs, **USUAL)
     spoil(model)
     with make_team(model, options) as team:
         train(team, corpus, options, moments.append)
@@ -82,11 +87,11 @@ INGREDIENTS = {
 }
 
 
-def compare_ingredients() -> None:
-    """Train with and without what matters."""
+def compare_ingredients(optimizer: str = "") -> None:
+    """Train with and without what matters, with Muon or with "adamw"."""
     print(f"{'':34} {'above the floor':>15} {'against habit':>14}")
     for name, change in INGREDIENTS.items():
-        above, scores = experiment(**change)
+        above, scores = experiment(**change, adamw=optimizer == "adamw")
         print(f"{name:34} {above:15.3f} {scores[-1][1].unusual:14.0%}", flush=True)
 
 
