@@ -144,8 +144,9 @@ def test_in_the_figure_answers_against_habit_fall_before_they_jump():
     _, lines = curves()
     answers, unusual = lines["#8a5300"], lines["#7a4fa3"]
     assert answers[-1] > 0.99 and unusual[-1] > 0.99
-    low = unusual.index(min(unusual[1:]))
-    assert 0 < unusual[low] < 0.12 < max(unusual[1:low])       # it falls, nearly to nothing
-    assert answers[low] > answers[1] > 0                       # while the other climbs
-    jump = next(i for i, share in enumerate(unusual) if i > low and share > 0.8)
-    assert jump - low <= 5                                     # of 26 looks
+    jump = next(i for i, share in enumerate(unusual) if share > 0.8)
+    high = max(range(jump - 1), key=lambda i: unusual[i] if unusual[i] < 0.2 else 0)
+    low = next(i for i in range(high, jump) if unusual[i + 1] > 0.2)
+    assert unusual[low] < unusual[high] < 0.2                  # it falls
+    assert answers[low] > 2 * answers[high]                    # while the other climbs
+    assert jump - low <= 2                                     # of 26 looks

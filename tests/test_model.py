@@ -12,7 +12,7 @@ from simple_llm.engine.fast import FastLLM, Flat
 from simple_llm.errors import UserError
 from simple_llm.gradcheck import numerical_gradient, relative_error
 from simple_llm.inside import attention_to_self, look_inside
-from simple_llm.model import Config, SimpleLLM, n_parameters
+from simple_llm.model import Config, SimpleLLM
 from test_layers import arrays_in
 
 V, L = 7, 5
@@ -223,7 +223,7 @@ def test_the_number_of_parameters_is_that_of_gpt2():
     block = (2 * c) + (c * 3 * c + 3 * c) + (c * c + c) + (2 * c)
     block += (c * 4 * c + 4 * c) + (4 * c * c + c)
     model = make_model()
-    assert weights(model).size == V * c + L * c + n * block + 2 * c == n_parameters(model.config)
+    assert weights(model).size == V * c + L * c + n * block + 2 * c == model.config.n_parameters
 
 
 @each_kind

@@ -85,7 +85,8 @@ def test_adamw_takes_the_steps_of_the_paper(kind):
         steps.append(list(now))
     rule, parameters = AdamW, toy()
     if kind is FastLLM:
-        rule, parameters = fast.AdamW, Flat(SimpleNamespace(parameters=toy))
+        named = [("toy", p) for p in toy()]
+        rule, parameters = fast.AdamW, Flat(SimpleNamespace(named_parameters=lambda: named))
     optimizer = rule(parameters, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.2)
     assert_steps(optimizer, [parameters] if kind is FastLLM else parameters, steps)
     assert optimizer.step_count == 3

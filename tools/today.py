@@ -130,7 +130,7 @@ def build(make: Any, flat: Flat, rate: float) -> Any:
 
 def show_optimizers(seeds: Sequence[int], steps: int = 400) -> None:
     """Each at the rate that is best for the first two seeds."""
-    rates = {"SGD, momentum 0.9": (0.1, 0.3, 1.0), "AdamW": (4e-3, 8e-3), "Muon and AdamW": (4e-3, 8e-3)}
+    rates = {"SGD, momentum 0.9": (0.1, 0.3), "AdamW": (4e-3, 8e-3), "Muon and AdamW": (4e-3,)}
 
     def run(make: Any, rate: float, seed: int) -> Result:
         model, corpus = make_model(None, seed)
