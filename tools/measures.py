@@ -81,3 +81,13 @@ def late_tokens() -> tuple[float, float]:
     title = re.search("<title>(.*?)</title>", (ROOT / "figures/tokens.svg").read_text())[1]
     low, high = re.findall(r"\d+\.\d+", title)
     return float(low), float(high)
+
+
+def orthogonalizing(width: int, blocks: int, tokens: int) -> float:
+    """Muon's operations in a step, as a share of those of the blocks' products."""
+    def five_rounds(rows: int, columns: int) -> int:
+        rows, columns = min(rows, columns), max(rows, columns)
+        return 5 * (4 * rows * rows * columns + 2 * rows**3)
+
+    work = 4 * five_rounds(width, width) + 2 * five_rounds(width, 4 * width)
+    return work * blocks / (6 * 12 * width**2 * blocks * tokens)

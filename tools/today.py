@@ -1,6 +1,6 @@
 """The tables of chapter 16: python tools/today.py NAME [SEEDS [ROWS]].
 
-NAME is parts, lengths, optimizers, text or spectrum. Needs build/ (make tangle), and NumPy alone; with one
+NAME is parts, lengths, race, text or spectrum. Needs build/ (make tangle), and NumPy alone; with one
 process each takes some ten minutes to an hour, so that SEEDS, such as 0,1, may cut it short, and
 ROWS, of parts alone, divide it among processes.
 """
@@ -128,7 +128,7 @@ def build(make: Any, flat: Flat, rate: float) -> Any:
     return make(flat) if isinstance(make, type) else make(flat, rate)
 
 
-def show_optimizers(seeds: Sequence[int], steps: int = 400) -> None:
+def show_race(seeds: Sequence[int], steps: int = 400) -> None:
     """Each at the rate that is best for the first two seeds."""
     rates = {"SGD, momentum 0.9": (0.1, 0.3), "AdamW": (4e-3, 8e-3), "Muon and AdamW": (4e-3,)}
 
@@ -178,7 +178,7 @@ def show_spectrum(seeds: Sequence[int], steps: int = 150) -> None:
     print(f"after {steps} steps, directions that hold nine tenths: {min(counts)} to {max(counts)} of 64")
 
 
-NAMES = {"spectrum": (show_spectrum, 1), "parts": (show_parts, 5), "lengths": (show_lengths, 3), "optimizers": (show_optimizers, 3), "text": (show_text, 1)}
+NAMES = {"spectrum": (show_spectrum, 1), "parts": (show_parts, 5), "lengths": (show_lengths, 3), "race": (show_race, 3), "text": (show_text, 1)}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
