@@ -15,6 +15,7 @@ from simple_llm.cli.models import check_corpus, ids_of, load
 from simple_llm.cli.main import main
 from simple_llm.cli.train import agreed_ids
 from simple_llm.errors import UserError
+from simple_llm.model import SimpleLLM
 from simple_llm.text import TextCorpus
 from simple_llm.tokenizer import Tokenizer
 from simple_llm.voices import read_voices
@@ -145,6 +146,17 @@ def test_words_and_characters_keep_the_special_tokens_of_the_book(tmp_path):
 def test_an_id_that_is_no_number_is_refused_by_file_and_key(junk, directory):
     with pytest.raises(UserError, match="generation_config.json has eos_token_id"):
         load(directory({GENERATION: {"eos_token_id": junk}}))
+
+
+@pytest.mark.parametrize("junk", [
+    {"added_tokens_decoder": "x"}, {"added_tokens_decoder": {"5": 3}}, {"added_tokens_decoder": {"5": {}}},
+    {"extra_special_tokens": 5}, {"eos_token": {"text": "x"}}, {"eos_token": [1]}], ids=str)
+def test_a_value_of_another_kind_costs_one_sentence(junk, directory):
+    home = directory({CONFIG: {**GENERAL, **junk}})
+    for read in (read_voices, SimpleLLM.from_pretrained, Tokenizer.load):
+        with pytest.raises(UserError) as caught:
+            read(home)
+        assert str(home) in str(caught.value) and "\n" not in str(caught.value)
 
 
 # How to draw
