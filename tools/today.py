@@ -108,6 +108,8 @@ def show_lengths(seeds: Sequence[int]) -> None:
 class SGD:
     """optimizer.SGD with momentum, on one vector."""
 
+    part = fast.TILE
+
     def __init__(self, flat: Flat) -> None:
         self.flat, self.v, self.step_count = flat, np.zeros_like(flat.data), 0
 
