@@ -232,7 +232,7 @@ def test_arrays_that_do_not_fit_the_model_are_refused_by_name(saved, change, say
     ({"n_embd": None}, "n_embd"), ({"n_layer": "2"}, "n_layer"),
     ({"n_head": 3}, "heads"),
     ({"vocab_size": 7.0}, "vocab_size"), ({"n_positions": 0}, "at least 1"),
-    ({"n_layer": True}, "n_layer"), ({"model_type": "llama"}, "llama"),
+    ({"n_layer": True}, "n_layer"), ({"model_type": "bert"}, "bert"),
     ({"n_embd": 8}, "shape"), ({"n_layer": 2}, "lacks"),
     ({"resid_pdrop": 2}, "dropout"),
     ({"resid_pdrop": "much"}, "dropout|resid_pdrop"),
