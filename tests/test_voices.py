@@ -172,7 +172,7 @@ def test_a_directory_may_wish_for_a_temperature(said, wish, directory):
 
 
 @pytest.mark.parametrize("said", [
-    {"repetition_penalty": 1.1}, {"num_beams": 4}, {"suppress_tokens": [3]}, {"forced_bos_token_id": 0},
+    {"repetition_penalty": "x"}, {"num_beams": 4}, {"suppress_tokens": [3]}, {"forced_bos_token_id": 0},
     {"temperature": "hot", "do_sample": True}, {"top_k": 2.5}, {"min_new_tokens": 1}, {"a_key_of_2030": "x"},
 ])
 def test_a_wish_that_cannot_be_granted_is_refused_when_text_is_generated(said, directory, capsys):
