@@ -218,14 +218,14 @@ def test_tokenizer_json_has_the_form_that_hugging_face_reads(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    (lambda whole: whole.update(pre_tokenizer=None), "pre_tokenizer None"),
+    (lambda whole: whole.update(pre_tokenizer=None), "pre_tokenizer"),
     (lambda whole: whole.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
-    (lambda whole: whole["pre_tokenizer"].update(use_regex=False), "pattern"),
-    (lambda whole: whole.update(normalizer={"type": "NFC"}), "normalizer"),
+    (lambda whole: whole["pre_tokenizer"].update(use_regex=False), "'use_regex': False"),
+    (lambda whole: whole.update(normalizer={"type": "NFKC"}), "normalizer NFKC"),
     (lambda whole: whole["model"].update(byte_fallback=True), "byte_fallback"),
-    (lambda whole: whole["model"].update(ignore_merges=True), "ignore_merges"),
     (lambda whole: whole["model"].update(end_of_word_suffix="</w>"), "suffix"),
-    (lambda whole: whole["added_tokens"][0].update(special=False, content="a word"), "'a word'"),
+    (lambda whole: whole["added_tokens"][0].update(special=False, content="a word", lstrip=True),
+     "'a word' with lstrip"),
     (lambda whole: whole["model"]["vocab"].pop("Ġ"), "Ġ"),
     (lambda whole: whole["model"]["merges"].append(["q", "x"]), "qx"),
     (lambda whole: whole["model"]["merges"].append(["q"]), "tokenizer.json"),

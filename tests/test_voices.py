@@ -21,10 +21,9 @@ from simple_llm.tokenizer import Tokenizer
 from simple_llm.voices import read_voices
 
 REFUSED = {                                     # what transformers does, and this program does not
-    "added, and a word": "added token 'ferry'", "added in added_tokens.json, and a word": "added token 'ferry'",
     "ends with a special token": "tokenizer.json has post_processor", "small letters": "tokenizer.json has normalizer",
-    "another decoder": "tokenizer.json has decoder Fuse", "another way of cutting": "pre_tokenizer Whitespace",
-    "merges ignored": "model.ignore_merges", "a class of its own": "tokenizer_class 'BertTokenizer'",
+    "another decoder": "tokenizer.json has decoder Fuse", "another way of cutting": "pre_tokenizer .*Whitespace",
+    "a class of its own": "tokenizer_class 'BertTokenizer'",
 }
 EXPECTED = json.loads((make_voices.ROOT / "tests/voices.json").read_text("utf-8"))
 
