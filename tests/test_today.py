@@ -17,7 +17,9 @@ SIZES = dict(vocab_size=11, context_length=9, d_model=8, n_layers=2, n_heads=4)
 GPT2 = dict(norm="layer", positions="learned", feed_forward="gelu", n_kv_heads=4, bias=True)
 MIXTURES = [{}, {"n_kv_heads": 1}, {"n_kv_heads": 4}, GPT2, GPT2 | {"norm": "rms"},
             GPT2 | {"positions": "rotary"}, GPT2 | {"feed_forward": "swiglu"},
-            GPT2 | {"n_kv_heads": 2}, GPT2 | {"bias": False}]
+            GPT2 | {"n_kv_heads": 2}, GPT2 | {"bias": False},
+            {"qkv_bias": True, "rms_epsilon": 1e-6}, {"qk_norm": True, "head_dim": 6},
+            {"rope_scaling": (4.0,)}, {"rope_scaling": (8.0, 1.0, 4.0, 32)}]
 each_mixture = pytest.mark.parametrize("parts", MIXTURES, ids=str)
 
 
@@ -202,7 +204,10 @@ def test_it_starts_as_unsure_as_its_elder():
 @pytest.mark.parametrize("parts, word", [
     ({"norm": "batch"}, "norm must be"), ({"n_kv_heads": 3}, "evenly"),
     ({"n_kv_heads": 0}, "evenly"), ({"n_heads": 8, "n_kv_heads": 8}, "pairs"),
-    ({"rope_base": 1.0}, "rope_base"), ({"d_ff": -1}, "d_ff"),
+    ({"rope_base": 1.0}, "rope_base"), ({"d_ff": -1}, "d_ff"), ({"head_dim": -2}, "head_dim"),
+    ({"head_dim": 3}, "pairs"), ({"rms_epsilon": 0}, "rms_epsilon"),
+    ({"rope_scaling": (2, 1)}, "rope_scaling"), ({"rope_scaling": (0,)}, "rope_scaling"),
+    ({"rope_scaling": (8, 4, 4, 32)}, "rope_scaling"),
     ({"feed_forward": "relu"}, "feed_forward"), ({"n_heads": 3, "n_kv_heads": 3}, "share")])
 def test_sizes_that_do_not_fit_are_refused(parts, word):
     with pytest.raises(UserError, match=word):
@@ -237,16 +242,24 @@ def test_what_was_saved_comes_back(tmp_path):
     model = make_model({}, np.float32, dropout=0.1)
     model.save_pretrained(tmp_path)
     again = TodayLLM.from_pretrained(tmp_path)
-    assert again.config == TodayConfig(**SIZES, dropout=0.1, d_ff=model.config.feed_width)
+    assert again.config == TodayConfig(**SIZES, dropout=0.1, d_ff=model.config.feed_width, head_dim=2)
     for (name, p), (other, q) in zip(model.named_parameters(), again.named_parameters()):
         assert name == other and (p.data == q.data).all()
 
 
 @pytest.mark.parametrize("change, word", [
-    ({"hidden_act": "gelu"}, "hidden_act"), ({"rope_scaling": {"factor": 2}}, "rope_scaling"),
+    ({"hidden_act": "gelu"}, "hidden_act"), ({"rope_scaling": {"factor": 2}}, "rotary.*None"),
     ({"tie_word_embeddings": False}, "lm_head"), ({"num_key_value_heads": "2"}, "proper"),
-    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rotary"),
-    ({"head_dim": 64}, "head_dim"), ({"model_type": "mistral"}, "model_type")], ids=str)
+    *[({"rope_scaling": {"type": kind, "factor": 2.0}}, f"rotary positions of the type '{kind}'")
+      for kind in ("yarn", "dynamic", "longrope")],
+    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "no proper number factor"),
+    ({"rope_parameters": [1]}, "rotary"), ({"rope_parameters": {"rope_theta": "1"}}, "proper number rope_theta"),
+    ({"rms_norm_eps": None}, "proper number rms_norm_eps"), ({"attention_dropout": "0"}, "dropout"),
+    ({"tie_word_embeddings": 1}, "tie_word"), ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"), ({"use_sliding_window": True}, "use_sliding_window"),
+    ({"quantization_config": {}}, "quantization_config"), ({"partial_rotary_factor": 0.5}, "partial"),
+    ({"head_dim": 64}, "q_proj.weight has the shape"), ({"model_type": "gpt2"}, "model_type"),
+    ({"model_type": "mistral"}, "'mistral'; this program knows gpt2, llama, qwen2, qwen3")], ids=str)
 def test_other_kinds_of_llama_are_refused(tmp_path, change, word):
     make_model({}, np.float32).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
