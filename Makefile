@@ -56,8 +56,9 @@ generate: build  ## continue PROMPT="..." with the trained model
 	@OPENBLAS_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) \
 		$(RUN) generate --model="$$MODEL" --prompt="$$PROMPT" $(ARGS)
 
-chat: build  ## tell the trained model a story, and ask
-	@$(RUN) chat --model="$$MODEL" $(ARGS)
+chat: build  ## tell the trained model a story, and ask; MODEL=smollm2: chat with a real one
+	@OPENBLAS_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) \
+		$(RUN) chat --model="$$MODEL" $(ARGS)
 
 inspect: build  ## write inspect.html: what the model does with PROMPT="..."
 	@$(RUN) inspect --model="$$MODEL" $(ARGS) -- "$$PROMPT"
