@@ -274,7 +274,7 @@ def test_what_was_saved_comes_back(tmp_path):
     ({"mlp_bias": True}, "mlp_bias"), ({"use_sliding_window": True}, "use_sliding_window"),
     ({"quantization_config": {}}, "quantization_config"), ({"partial_rotary_factor": 0.5}, "partial"),
     ({"head_dim": 64}, "q_proj.weight has the shape"), ({"model_type": "gpt2"}, "model_type"),
-    ({"model_type": "mistral"}, "'mistral'; this program knows gpt2, llama, qwen2, qwen3")], ids=str)
+    ({"model_type": "mistral"}, "'mistral', not gpt2, llama, qwen2, qwen3")], ids=str)
 def test_other_kinds_of_llama_are_refused(tmp_path, change, word):
     make_model({}, np.float32).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
