@@ -149,7 +149,7 @@ def test_an_index_that_is_none_or_leads_elsewhere_is_refused(map, change):
     ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "no proper number"),
     ({"architectures": ["GPT2ForSequenceClassification"]}, "SequenceClassification"),
     ({"architectures": None, "model_type": "opt"}, "'opt'"),
-    ({"architectures": "GPTJForCausalLM", "model_type": "gptj"}, "knows gpt2, llama, qwen2, qwen3"),
+    ({"architectures": "GPTJForCausalLM", "model_type": "gptj"}, "'gptj', not gpt2, llama, qwen2, qwen3"),
     ({"n_inner": 100}, "n_inner 100"), ({"activation_function": "relu"}, "'relu'"),
     ({"activation_function": ["relu"]}, "relu"), ({"tie_word_embeddings": False}, "lm_head.weight"),
     ({"add_cross_attention": True}, "add_cross_attention"),

@@ -49,13 +49,17 @@ def make_swiglu(layers, p=0.0):
                          make_dropout(layers, p))
 
 
-def make_attention(layers, p=0.0, H=4, K=2, rope=True, L=6):
+def make_attention(layers, p=0.0, H=4, K=2, rope=True, L=6, norms=False):
     D = 8 // H
+    if norms:
+        norms = [layers.RMSNorm(D, np.float64) for _ in range(2)]
+        for seed, norm in enumerate(norms):
+            norm.weight.data[...] = normal(D, seed=51 + seed)
     return layers.GroupedQueryAttention(
         make_linear(layers, 0, 8, 8, 11), make_linear(layers, 0, 8, K * D, 12),
         make_linear(layers, 0, 8, K * D, 13), make_linear(layers, 0, 8, 8, 14), H, K,
         elder.causal_mask(L, np.float64), rotary_angles(L, D, 10.0) if rope else None,
-        make_dropout(layers, p), make_dropout(layers, p))
+        make_dropout(layers, p), make_dropout(layers, p), norms or None)
 
 
 def make_mixture(layers, p=0.0, E=3):
@@ -77,6 +81,7 @@ def test_only_the_chosen_expert_has_a_say():
 
 MAKERS = {"linear": make_linear, "norm": make_norm, "mixture": make_mixture,
           "swiglu": make_swiglu, "attention": make_attention,
+          "norms of queries and keys": lambda layers, p=0.0: make_attention(layers, p, norms=True),
           "one kv head": lambda layers, p=0.0: make_attention(layers, p, K=1),
           "without rope": lambda layers, p=0.0: make_attention(layers, p, rope=False)}
 each_layer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -103,6 +108,16 @@ def test_a_score_depends_on_the_distance_alone(turn, base):
     assert abs(scores[5, 3] - scores[3, 5]) > 0.01       # and before is not after
 
 
+def test_slowed_hands_by_hand():
+    """Of hands that turn 8, 4, 2.5, 1 and 0.5 times in a length, those between 1 and 4 times partly."""
+    speeds = 2 * np.pi / 32 * np.array([8, 4, 2.5, 1, 0.5])
+    np.testing.assert_allclose(today.slow_down(speeds, 8.0, 1.0, 4.0, 32) / speeds,
+                               [1, 1, 0.5 + 0.5 / 8, 1 / 8, 1 / 8])
+    np.testing.assert_allclose(today.slow_down(speeds, 4.0) / speeds, 1 / 4)
+    slow, usual = (rotary_angles(8, 4, 100.0, scaling) for scaling in ((4.0,), ()))
+    np.testing.assert_allclose(slow[0][4], usual[0][1])      # what was at 1 is now at 4
+
+
 def test_a_turn_keeps_the_length_and_goes_the_way_of_the_clock_hand_by_hand():
     cos, sin = rotary_angles(3, 4, 100.0)
     x = np.tile([1.0, 2.0, 0.0, 0.0], (3, 1))
@@ -111,10 +126,10 @@ def test_a_turn_keeps_the_length_and_goes_the_way_of_the_clock_hand_by_hand():
     np.testing.assert_allclose(y[2], [np.cos(2), 2 * np.cos(0.2), np.sin(2), 2 * np.sin(0.2)])
 
 
-def test_both_pairings_agree_once_the_columns_are_in_their_order():
-    W, x, (cos, sin) = normal(8, 12), normal(2, 5, 8), rotary_angles(5, 6, 100.0)
-    theirs = rotate_neighbours(elder.split_heads(x @ W, 2), cos, sin)
-    ours = rotate(elder.split_heads(x @ evens_first(W, 2), 2), cos, sin)
+def test_both_pairings_agree_once_the_columns_and_biases_are_in_their_order():
+    W, b, x, (cos, sin) = normal(8, 12), normal(12, seed=1), normal(2, 5, 8), rotary_angles(5, 6, 100.0)
+    theirs = rotate_neighbours(elder.split_heads(x @ W + b, 2), cos, sin)
+    ours = rotate(elder.split_heads(x @ evens_first(W, 2) + evens_first(b, 2), 2), cos, sin)
     np.testing.assert_allclose(ours @ ours.swapaxes(-1, -2), theirs @ theirs.swapaxes(-1, -2))
     np.testing.assert_allclose(ours, np.concatenate([theirs[..., ::2], theirs[..., 1::2]], -1))
 
@@ -259,7 +274,7 @@ def test_what_was_saved_comes_back(tmp_path):
     ({"mlp_bias": True}, "mlp_bias"), ({"use_sliding_window": True}, "use_sliding_window"),
     ({"quantization_config": {}}, "quantization_config"), ({"partial_rotary_factor": 0.5}, "partial"),
     ({"head_dim": 64}, "q_proj.weight has the shape"), ({"model_type": "gpt2"}, "model_type"),
-    ({"model_type": "mistral"}, "'mistral'; this program knows gpt2, llama, qwen2, qwen3")], ids=str)
+    ({"model_type": "mistral"}, "'mistral', not gpt2, llama, qwen2, qwen3")], ids=str)
 def test_other_kinds_of_llama_are_refused(tmp_path, change, word):
     make_model({}, np.float32).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
