@@ -64,6 +64,8 @@ def test_files_that_disagree_are_heard_as_transformers_hears_them(name, director
     if expected["bos"] is None:                            # here a text must begin with something
         expected["bos"] = expected["eos"]
     assert found.pop("logits") == pytest.approx(expected.pop("logits"), abs=1e-5)
+    if name == "added, and a word":    # transformers 4.57 looks for it, 5.24 forgets it with GPT-2's class
+        assert 557 in found.pop("ids")[0] and expected.pop("ids") == EXPECTED["as it was"]["ids"]
     assert found == expected
     for token, text in spoken_by_transformers(name).items():
         assert tokenizer.decode([token]) == text, token
