@@ -34,6 +34,7 @@ from simple_llm.layers import (  # noqa: E402
 from simple_llm.model import Config, SimpleLLM, sinusoids  # noqa: E402
 from simple_llm.ngram import ladder  # noqa: E402
 from simple_llm.optimizer import SGD, AdamW, learning_rate  # noqa: E402
+from simple_llm.today.gguf import quantize  # noqa: E402
 from simple_llm.today.layers import rotary_angles, rotate  # noqa: E402
 from simple_llm.today.muon import COEFFICIENTS  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
@@ -840,6 +841,32 @@ def draw_newton_schulz(path: Path) -> None:
     drawing.save(path)
 
 
+# Chapter 17: a real chat model
+
+def draw_quantization(model: SimpleLLM, path: Path) -> None:
+    w = model.blocks[0].feed_forward.widen.weight.data[:32, 0]             # (32,)
+    coarse, (low, high) = quantize(w, 4), (w.min(), w.max())
+    levels = np.linspace(low, high, 16)                                    # (16,)
+    drawing = Drawing(
+        "32 weights in four bits: each goes to the nearest of 16 levels",
+        "The 32 weights of a block from the trained model, as rings, and the levels, from the "
+        "smallest weight to the largest, to which they are moved, as dots: none moves by more "
+        f"than half a step, which is {(high - low) / 30:.3f}.",
+        432, ["Rings: the weights of one block; dots: what four bits make of them. On the right",
+              "the number that is stored; the block keeps its smallest weight m and the step d."])
+    axes = Axes(drawing, (88, 112, 640, 400), (-1, 32), (low, high))
+    for number, level in enumerate(levels):
+        axes.curve([-1, 32], [level, level], GREY, 0.6)
+        drawing.text(652, axes.y(level) + 4, str(number), GREY, 12)
+    for place, (exact, near) in enumerate(zip(w, coarse)):
+        axes.curve([place, place], [exact, near], RED, 1.6)
+        drawing.dot(axes.x(place), axes.y(near), BLUE, 3.4)
+        drawing.dot(axes.x(place), axes.y(exact), INK, 4.5, "none")
+    drawing.text(80, axes.y(low) + 4, f"m = {plain(round(float(low), 2))}", INK, 13, "end")
+    drawing.text(80, axes.y(high) + 4, f"{plain(round(float(high), 2))}", INK, 13, "end")
+    drawing.save(path)
+
+
 def main(out: str, trained: str = "") -> None:
     if trained:
         model = SimpleLLM.from_pretrained(trained)
@@ -860,6 +887,7 @@ ALONE: dict[str, Callable[[Path], None]] = {
 }
 WITH_MODEL: dict[str, Callable[[SimpleLLM, Path], None]] = {
     "attention-words.svg": draw_attention_words, "temperature.svg": draw_temperature,
+    "quantization.svg": draw_quantization,
 }
 
 if __name__ == "__main__":

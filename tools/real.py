@@ -1,12 +1,13 @@
 """The tables of chapter 17: python tools/real.py NAME.
 
-NAME is bits (minutes: it trains a model of characters first), unpack or loops; the last two need the real
-model, which `make chat MODEL=smollm2` fetches. Needs build/ (make tangle), and NumPy alone.
+NAME is bits (minutes: it trains a model of characters first), unpack, loops, talk or tokens; all but
+the first need the real model, which `make chat MODEL=smollm2` fetches. Needs build/ (make tangle), and NumPy alone.
 """
 from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ import numpy as np  # noqa: E402
 from experiments import of_characters  # noqa: E402
 from simple_llm.cli.fetch import find  # noqa: E402
 from simple_llm.cli.models import load  # noqa: E402
+from simple_llm.cli.words import make_visible  # noqa: E402
 from simple_llm.engine import muon  # noqa: E402
 from simple_llm.engine.fast import FastLLM, Flat  # noqa: E402
 from simple_llm.engine.parallel import DataParallel  # noqa: E402
+from simple_llm.layers import softmax  # noqa: E402
 from simple_llm.model import SimpleLLM  # noqa: E402
 from simple_llm.text import gather_text  # noqa: E402
-from simple_llm.today.chat import Conversation, make_writer  # noqa: E402
+from simple_llm.today.chat import Conversation, Turn, make_writer  # noqa: E402
 from simple_llm.today.gguf import GGUF, dequantize, quantize  # noqa: E402
 from simple_llm.today.muon import is_hidden  # noqa: E402
 from simple_llm.train import Alone, Options, evaluate, train  # noqa: E402
@@ -146,7 +149,40 @@ def show_loops() -> None:
               f"{np.mean(shares):19.0%}{np.mean([len(a) for a in answers]):8.0f}", flush=True)
 
 
-NAMES = {"bits": show_bits, "unpack": show_unpack, "loops": show_loops}
+TALK = ("What is the capital of France?", "And of Italy?", "How many legs does a spider have?",
+        "Who wrote Romeo and Juliet?", "Is the moon made of cheese?", "What is 17 times 23?",
+        "Name three fruits.", "Which of them is yellow?", "Say it in French.", "What was my first question?")
+
+
+def show_talk() -> None:
+    """A conversation of ten turns, greedy."""
+    model, tokenizer, writer = open_real()
+    talk = Conversation(model, writer, tokenizer, {tokenizer.eos})
+    for question in TALK:
+        print(f"> {question}")
+        print(textwrap.fill(tokenizer.decode(talk.ask(question, 200, temperature=0)).strip(), 92), flush=True)
+
+
+def show_tokens() -> None:
+    """A question as the model sees it, and its answer, each token with its probability."""
+    model, tokenizer, writer = open_real()
+    ids = writer.write([Turn("user", TALK[0])])
+    shown = [make_visible(tokenizer.show(token)) for token in ids]
+    print(textwrap.fill(" ".join(shown), 92))
+    print(f"({len(ids)} tokens)\n")
+    caches, line = model.make_caches(), []
+    logits = model.next_logits(np.array([ids]), caches)[0]                 # (V,)
+    while True:
+        p = softmax(logits.astype(float))
+        token = int(p.argmax())
+        line.append(f"{make_visible(tokenizer.show(token))} {p[token]:.2f}")
+        if token == tokenizer.eos:
+            break
+        logits = model.next_logits(np.array([[token]]), caches)[0]
+    print("   ".join(line))
+
+
+NAMES = {"bits": show_bits, "unpack": show_unpack, "loops": show_loops, "talk": show_talk, "tokens": show_tokens}
 
 if __name__ == "__main__":
     if sys.argv[1:] not in [[name] for name in NAMES]:

@@ -180,7 +180,7 @@ def show_spectrum(seeds: Sequence[int], steps: int = 150) -> None:
     print(f"after {steps} steps, directions that hold nine tenths: {min(counts)} to {max(counts)} of 64")
 
 
-NAMES = {"spectrum": (show_spectrum, 1), "parts": (show_parts, 5), "lengths": (show_lengths, 3), "race": (show_race, 3), "text": (show_text, 1)}
+NAMES = {"spectrum": (show_spectrum, 1), "parts": (show_parts, 5), "lengths": (show_lengths, 3), "race": (show_race, 10), "text": (show_text, 1)}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
