@@ -136,7 +136,7 @@ def files(kind: str, alphabet: list[str], merges: list[list[str]]) -> dict[str, 
     ordered = [*names, *pieces] if how.get("first") else [*pieces, *names]
     ids = {name: number for number, name in enumerate(ordered)}
     vocab = ids if how.get("first") else {piece: ids[piece] for piece in pieces}
-    if how["model"].get("ignore_merges"):                # pieces that no merge makes any more
+    if kind in ("llama-bpe", "qwen2"):                   # pieces that no merge makes any more
         merges = [pair for n, pair in enumerate(merges) if n % 6 != 5]
     added = [{"id": ids[entry["content"]], **entry} for entry in how["added"]]
     after = json.loads(json.dumps(how["post_processor"]).replace("[-1]", f"[{ids.get('<|begin_of_text|>')}]"))
