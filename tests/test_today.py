@@ -18,8 +18,8 @@ GPT2 = dict(norm="layer", positions="learned", feed_forward="gelu", n_kv_heads=4
 MIXTURES = [{}, {"n_kv_heads": 1}, {"n_kv_heads": 4}, GPT2, GPT2 | {"norm": "rms"},
             GPT2 | {"positions": "rotary"}, GPT2 | {"feed_forward": "swiglu"},
             GPT2 | {"n_kv_heads": 2}, GPT2 | {"bias": False},
-            {"qkv_bias": True, "rms_epsilon": 1e-6}, {"qk_norm": True, "head_dim": 6},
-            {"rope_scaling": (4.0,)}, {"rope_scaling": (8.0, 1.0, 4.0, 32)}]
+            {"qkv_bias": True, "rms_epsilon": 1e-6, "rope_scaling": (4.0,)},
+            {"qk_norm": True, "head_dim": 6, "rope_scaling": (8.0, 1.0, 4.0, 32)}]
 each_mixture = pytest.mark.parametrize("parts", MIXTURES, ids=str)
 
 

@@ -31,6 +31,7 @@ import transformers  # noqa: E402
 from simple_llm.cli.main import main as simple_llm_main  # noqa: E402
 from simple_llm.cli.models import load  # noqa: E402
 from simple_llm.engine.fast import FastLLM  # noqa: E402
+from simple_llm.engine.fast_today import FastTodayLLM  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
 from simple_llm.world import World  # noqa: E402
 
@@ -189,6 +190,30 @@ def their_models(home: Path, tokenizer: Tokenizer, their_tokenizer) -> None:
                            [text[:40] for text in odd_texts()[:20]]))
 
 
+def todays_models(home: Path, tokenizer: Tokenizer, their_tokenizer) -> None:
+    """Llama 3 and Qwen from transformers, opened here; and saved here, opened there once more."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 32}
+    end = tokenizer.eos
+    for name, kind, more in (("llama 3", "Llama", {"rope_scaling": scaling, "rope_theta": 5e5}),
+                             ("qwen 2", "Qwen2", {}), ("qwen 3", "Qwen3", {"head_dim": 32})):
+        config = getattr(transformers, f"{kind}Config")(
+            vocab_size=tokenizer.vocab_size, max_position_embeddings=64, hidden_size=64, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, intermediate_size=128, tie_word_embeddings=True,
+            bos_token_id=end, eos_token_id=end, pad_token_id=end, **more)
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+        for parameter in model.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(home / name)
+        ours = FastTodayLLM.from_pretrained(home / name)
+        ours.save_pretrained(home / f"{name}, back")
+        for path, way in ((home / name, "theirs here"), (home / f"{name}, back", "and back")):
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            show(f"{name}, {way}", None, compare_logits(ours, theirs, 64),
+                 compare_texts(ours, theirs, tokenizer, their_tokenizer,
+                               [text[:40] for text in odd_texts()[:20]]))
+
+
 def main() -> int:
     import warnings
     warnings.simplefilter("ignore")                # unknown words, by the hundred
@@ -196,13 +221,15 @@ def main() -> int:
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
-        for name in ("ours", "tokenizers", "models"):
+        for name in ("ours", "tokenizers", "models", "today"):
             (home / name).mkdir()
         print(f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}, "
               f"torch {torch.__version__}; Unicode {unicodedata.unidata_version}\n\n{'':38}"
               f"{'ids that differ':>18}{'logits differ by':>18}{'texts that differ':>18}")
         ours_there(home / "ours")
-        their_models(home / "models", *their_tokenizers(home / "tokenizers"))
+        pair = their_tokenizers(home / "tokenizers")
+        their_models(home / "models", *pair)
+        todays_models(home / "today", *pair)
     return int(failed)
 
 
