@@ -71,6 +71,13 @@ def unfinished(tmp_path_factory):
     return home
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A home with the training SHORT, which nobody disturbed, and what that leaves."""
+    home = tmp_path_factory.mktemp("short") / "home"
+    return home, reference(home, SHORT)
+
+
 @pytest.fixture
 def copy(unfinished, tmp_path):
     return shutil.copytree(unfinished, tmp_path / "copy")
@@ -223,8 +230,9 @@ def test_with_nothing_to_resume_the_training_begins_with_a_note(tmp_path):
     assert "note: nothing to resume in model" in done.stderr
 
 
-def test_a_finished_or_a_damaged_checkpoint_is_no_hindrance(tmp_path):
-    wanted = reference(tmp_path / "home", SHORT)
+def test_a_finished_or_a_damaged_checkpoint_is_no_hindrance(short, tmp_path):
+    home, wanted = short
+    shutil.copytree(home, tmp_path / "home")
     path = tmp_path / "home" / "model" / CHECKPOINT
     (tmp_path / "home" / "model" / "loss.svg").unlink()
     done = run("train", "--resume", cwd=tmp_path / "home")
@@ -238,8 +246,8 @@ def test_a_finished_or_a_damaged_checkpoint_is_no_hindrance(tmp_path):
         assert result(tmp_path / "home") == wanted
 
 
-def test_a_run_that_is_killed_after_its_first_evaluation_tells_of_it_once(tmp_path):
-    wanted = reference(tmp_path / "alone", SHORT)
+def test_a_run_that_is_killed_after_its_first_evaluation_tells_of_it_once(short, tmp_path):
+    _, wanted = short
     home = make_home(tmp_path / "killed")
     start(home, SHORT, torture.POINTS).communicate(timeout=60)
     assert read_checkpoint(home / "model" / CHECKPOINT).step == 0
@@ -255,8 +263,8 @@ def test_an_unfinished_run_is_moved_aside_and_not_overwritten(copy):
     [kept] = (copy / "model").glob(f"old-*-{CHECKPOINT}")
     assert kept.read_bytes() == before and str(kept.name) in done.stderr
     assert read_checkpoint(copy / "model" / CHECKPOINT).step == 4 * 17
-    time.sleep(1.1)                                        # names differ by the second
     shutil.copy(kept, copy / "model" / CHECKPOINT)
+    kept.rename(kept.with_name(f"old-1-{CHECKPOINT}"))     # names differ by the second
     assert run("train", *SHORT, cwd=copy).returncode == 0
     assert len(list((copy / "model").glob(f"old-*-{CHECKPOINT}"))) == 2
 
