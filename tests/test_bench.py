@@ -108,8 +108,8 @@ def test_the_bench_prints_a_table_for_people(small_sizes, capsys):
 @pytest.mark.parametrize(("share", "says"), [(0.55, "that helps"), (0.95, "train with --workers 1")])
 def test_the_bench_says_whether_a_second_worker_helps(small_sizes, monkeypatch, capsys, share, says):
     monkeypatch.setattr(bench, "real_cores", lambda: 2)
-    measure = bench.measure
-    monkeypatch.setattr(bench, "measure_apart", lambda name, workers: measure(name, 1) | {
+    measured = bench.measure("nano", 1)
+    monkeypatch.setattr(bench, "measure_apart", lambda name, workers: measured | {
         "step_ms": share if workers == 2 else 1.0})
     bench.main([])
     assert capsys.readouterr().out.splitlines()[-1] == (

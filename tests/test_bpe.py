@@ -3,6 +3,7 @@ import json
 import random
 import sys
 import time
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -77,8 +78,12 @@ def test_a_vocabulary_that_cannot_be_is_refused(text, size, says):
 
 
 def test_every_character_is_cut_exactly_once():
-    text = "".join(f"{chr(c)}\n" for c in range(sys.maxunicode + 1))
-    assert "".join(cut_into_chunks(text)) == text
+    """Each beside its neighbours; and alone, if it is not one of a million without a name."""
+    every = [*map(chr, range(sys.maxunicode + 1))]
+    alone = [f"{c}\n" for c in every if unicodedata.category(c) not in ("Cn", "Co")]
+    assert len(alone) > 100_000
+    for text in ("".join(every), "".join(alone)):
+        assert "".join(cut_into_chunks(text)) == text
 
 
 @pytest.mark.parametrize(("text", "chunks"), [

@@ -1,4 +1,5 @@
 """The program of each chapter: it imports, and the chapter's sessions pass on it."""
+import functools
 import json
 import subprocess
 import sys
@@ -42,8 +43,15 @@ print(json.dumps(wrong))
 """
 
 
+@functools.cache
+def completed(number):
+    """The prefix of a chapter, and its files; many tests ask for the same."""
+    prefix = chapter.Prefix(TEXT, number)
+    return prefix, prefix.complete()
+
+
 def build(number, directory):
-    files = chapter.Prefix(TEXT, number).complete()
+    _, files = completed(number)
     tangle.write(files, directory)
     return files
 
@@ -68,8 +76,7 @@ def test_the_program_of_a_chapter_imports_and_its_sessions_pass(number, tried):
 
 @pytest.mark.parametrize("number", [n for n in NUMBERS if n <= 12])
 def test_a_chapter_has_no_chunk_of_a_later_one_but_those_it_borrows(number):
-    prefix = chapter.Prefix(TEXT, number)
-    prefix.complete()
+    prefix, _ = completed(number)
     for path, block in prefix.files.items():
         if prefix.has(block):
             for _, origin in prefix.expand(block):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import forked
 import simple_llm
 from simple_llm.cli import train as command_train
 from simple_llm.cli.curve import write_curve
@@ -35,10 +36,8 @@ TINY = ("--layers", "1", "--heads", "2", "--width", "8", "--context", "8",
         "--epochs", "1", "--workers", "1", "--no-ladder")
 
 
-def run(*arguments, cwd, **more):
-    return subprocess.run(
-        [sys.executable, "-m", "simple_llm", *map(str, arguments)], cwd=cwd, env=more.pop("env", ENV),
-        capture_output=True, text=True, encoding="utf-8", timeout=60, **more)
+def run(*arguments, cwd, env=ENV):
+    return forked.run(*arguments, cwd=cwd, env=env)
 
 
 def assert_one_sentence(done, *says):
@@ -404,7 +403,9 @@ def test_a_byte_pair_model_is_trained_measured_and_writes(bpe):
     assert (tokenizer.kind, tokenizer.vocab_size) == ("bpe", 270)
     done = run("eval", "--corpus", "text.txt", cwd=bpe)
     assert done.returncode == 0 and "perplexity" in done.stdout, done.stderr
-    done = run("generate", "--prompt", "-", "--seed", 1, cwd=bpe, input="né 🙂 the")
+    done = subprocess.run(
+        [sys.executable, "-m", "simple_llm", "generate", "--prompt", "-", "--seed", "1"],
+        cwd=bpe, env=ENV, input="né 🙂 the", capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0 and done.stdout.startswith("né 🙂 the"), done.stderr
 
 

@@ -14,7 +14,7 @@ import torture
 from simple_llm.engine.resume import CHECKPOINT, read_checkpoint
 from simple_llm.tokenizer import Tokenizer
 from test_cli import assert_one_sentence, run
-from torture import ENV, finish, make_home, reference, result, start
+from torture import ENV, make_home, reference, result
 
 LONG = (*torture.TEXTS, "--workers", "2", "--epochs", "300")
 SHORT = (*torture.TEXTS, "--workers", "1", "--epochs", "4")
@@ -49,6 +49,13 @@ def run_code(code, *arguments, cwd, **env):
                           env={**ENV, **env}, capture_output=True, encoding="utf-8", timeout=60)
 
 
+def finish(home, arguments=()):
+    """Go on with a training, to its end; what it printed."""
+    done = run("train", "--resume", *arguments, cwd=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 # Signals
 
 
@@ -57,7 +64,7 @@ def test_sigterm_saves_and_the_run_can_be_resumed(tmp_path, quick):
     process.terminate()
     _, said = process.communicate(timeout=20)
     assert process.returncode == 130 and "stopped at step" in said
-    assert "resumed at step" in finish(start(tmp_path / "home", ()))
+    assert "resumed at step" in finish(tmp_path / "home")
     assert result(tmp_path / "home") == quick
 
 
@@ -122,7 +129,7 @@ def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
     assert process.returncode == 1
     assert sentences(said) == [
         "simple_llm: a helper process died: signal SIGKILL"]
-    finish(start(tmp_path / "home", ()))
+    finish(tmp_path / "home")
     assert result(tmp_path / "home") == quick
 
 
@@ -178,7 +185,7 @@ def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
     assert "model/" in done.stderr and "No space left on device" in done.stderr
     assert not torture.temporaries(home)
     torture.check_directory(home)
-    finish(start(home, QUICK))
+    finish(home, QUICK)
     assert result(home) == quick
 
 
@@ -204,7 +211,7 @@ def test_a_second_training_in_the_same_directory_is_refused_and_the_first_goes_o
     process.send_signal(signal.SIGCONT)
     process.communicate(timeout=60)
     assert process.returncode == 0 and result(model.parent) == quick
-    finish(start(model.parent, ()))
+    finish(model.parent)
     assert not stale.exists()
 
 
@@ -336,7 +343,7 @@ def test_a_reader_that_leaves_costs_nothing_of_the_run(tmp_path, quick):
     said = process.stderr.read()
     process.wait(timeout=60)
     assert "Traceback" not in said and "roken" not in said
-    finish(start(tmp_path / "home", ()))
+    finish(tmp_path / "home")
     assert result(tmp_path / "home") == quick
 
 

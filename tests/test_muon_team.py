@@ -16,9 +16,11 @@ each_form = pytest.mark.parametrize("form", [(FastLLM, Config), (FastTodayLLM, T
                                     ids=["gpt2", "llama"])
 
 
+CORPUS = StoryCorpus(World(), batch_size=8, steps_per_epoch=4, held_out=10)
+
+
 def begin(form, path, workers=1, steps=12, dropout=0.1, dtype=np.float32):
-    corpus = StoryCorpus(World(), batch_size=8, steps_per_epoch=4, held_out=10)
-    kind, config = form
+    (kind, config), corpus = form, CORPUS
     model = kind(config(corpus.tokenizer.vocab_size, corpus.longest, 64, 2, 4, dropout), dtype=dtype)
     options = Options(max_steps=steps, matrix_rate=0.02, workers=workers)
     return Run(model, corpus, options, path / "training.safetensors", {})

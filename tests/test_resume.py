@@ -5,10 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
+import forked
 import torture
 from simple_llm.checkpoint import load_safetensors
 from simple_llm.cli.main import main
@@ -26,18 +29,19 @@ from torture import ENV, RUNS, finish, make_home, reference, result, start
 SHORT = (*torture.TEXTS, "--workers", "1", "--epochs", "4")
 
 
-def run(*arguments, cwd, **more):
-    return subprocess.run([sys.executable, "-m", "simple_llm", *map(str, arguments)],
-                          cwd=cwd, env=ENV, capture_output=True, text=True,
-                          encoding="utf-8", timeout=60, **more)
+def run(*arguments, cwd):
+    return forked.run(*arguments, cwd=cwd, env=ENV)
 
 
-@pytest.mark.parametrize("name", ["text, 1 worker", "stories, 2 workers"])
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(tmp_path, name):
-    wanted = reference(tmp_path / "alone", RUNS[name])
+@pytest.mark.parametrize(("name", "epochs"), [("text, 1 worker", "90"),
+                                              ("stories, 2 workers", "14")])
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(tmp_path, name, epochs):
+    arguments = (*RUNS[name], "--epochs", epochs)
+    wanted = reference(tmp_path / "alone", arguments)
     assert {"model.safetensors", "loss.svg", "config.json"} <= wanted.keys()
     ways = ["point", "clock", "point", "write"]
-    hits = torture.torture(tmp_path / "killed", RUNS[name], wanted, ways, random.Random(1))
+    with tempfile.TemporaryDirectory() as disk:            # where a write can be met
+        hits = torture.torture(Path(disk, "home"), arguments, wanted, ways, random.Random(1))
     assert hits["while a file was written"] + hits["elsewhere"] >= 3
 
 
@@ -65,6 +69,13 @@ def unfinished(tmp_path_factory):
     step = read_checkpoint(home / "model" / CHECKPOINT).step
     assert f"stopped at step {step}, saved in model" in said
     return home
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A home with the training SHORT, which nobody disturbed, and what that leaves."""
+    home = tmp_path_factory.mktemp("short") / "home"
+    return home, reference(home, SHORT)
 
 
 @pytest.fixture
@@ -219,8 +230,9 @@ def test_with_nothing_to_resume_the_training_begins_with_a_note(tmp_path):
     assert "note: nothing to resume in model" in done.stderr
 
 
-def test_a_finished_or_a_damaged_checkpoint_is_no_hindrance(tmp_path):
-    wanted = reference(tmp_path / "home", SHORT)
+def test_a_finished_or_a_damaged_checkpoint_is_no_hindrance(short, tmp_path):
+    home, wanted = short
+    shutil.copytree(home, tmp_path / "home")
     path = tmp_path / "home" / "model" / CHECKPOINT
     (tmp_path / "home" / "model" / "loss.svg").unlink()
     done = run("train", "--resume", cwd=tmp_path / "home")
@@ -234,8 +246,8 @@ def test_a_finished_or_a_damaged_checkpoint_is_no_hindrance(tmp_path):
         assert result(tmp_path / "home") == wanted
 
 
-def test_a_run_that_is_killed_after_its_first_evaluation_tells_of_it_once(tmp_path):
-    wanted = reference(tmp_path / "alone", SHORT)
+def test_a_run_that_is_killed_after_its_first_evaluation_tells_of_it_once(short, tmp_path):
+    _, wanted = short
     home = make_home(tmp_path / "killed")
     start(home, SHORT, torture.POINTS).communicate(timeout=60)
     assert read_checkpoint(home / "model" / CHECKPOINT).step == 0
@@ -251,8 +263,8 @@ def test_an_unfinished_run_is_moved_aside_and_not_overwritten(copy):
     [kept] = (copy / "model").glob(f"old-*-{CHECKPOINT}")
     assert kept.read_bytes() == before and str(kept.name) in done.stderr
     assert read_checkpoint(copy / "model" / CHECKPOINT).step == 4 * 17
-    time.sleep(1.1)                                        # names differ by the second
     shutil.copy(kept, copy / "model" / CHECKPOINT)
+    kept.rename(kept.with_name(f"old-1-{CHECKPOINT}"))     # names differ by the second
     assert run("train", *SHORT, cwd=copy).returncode == 0
     assert len(list((copy / "model").glob(f"old-*-{CHECKPOINT}"))) == 2
 

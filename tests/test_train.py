@@ -554,7 +554,7 @@ def test_the_validation_loss_of_a_text_is_the_mean_over_its_tokens():
     assert evaluate(Alone(model), corpus).loss == pytest.approx(wanted, rel=1e-9)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def held_out():
     return StoryCorpus(World(), held_out=230)
 
