@@ -140,6 +140,8 @@ def command_grade(book: Book, desk: Desk, name: str, limit: float) -> int:
 
 def how_to_train(book: Book, name: str) -> str:
     """With which commands the reader's chunk works in the book's place."""
+    if book.file_of(name).name == "simple_llm/today/gguf.py":
+        return "It is chapter 17's table, and no training, that is made with it"
     if book.file_of(name).name.startswith("simple_llm/today/"):
         return ('`make train MINE=1 ARGS="--plain --form llama"` trains with your chunks of '
                 "chapter 16 in the book's place")

@@ -584,3 +584,51 @@ def sent_back(layer: Any, x: Array, dz: Array, passed: Array) -> Named:
         for name in ("gate", "up", "down"):
             found[f"experts[{e}].{name}.weight"] = getattr(expert, name).weight.grad
     return {**found, "dx": dx.reshape(x.shape)}
+
+
+# Chapter 17: four bits
+
+@grader("quantize")
+def grade_quantize(mine: Module, book: Module) -> Race:
+    w = normal(6, 64)
+    for bits in (4, 2, 8):
+        for kind, matrix in (("", w), (" of float32", w.astype(np.float32))):
+            check_quantized(f"With {bits} bits, for a matrix{kind}, the result", mine, book, matrix, bits)
+    for kind, [other] in in_other_memory(w):
+        check_quantized(f"For a matrix {kind}, the result", mine, book, other, 4)
+    check_quantized("With blocks of 8, the result", mine, book, w, 3, 8)
+    same = np.concatenate([np.full(32, 0.5), np.zeros(32), normal(64)])
+    check_quantized("Where all weights of a block are equal, the result", mine, book, same, 4)
+    big = normal(256, 256, dtype=np.float32)
+    return lambda module: lambda: module.quantize(big, 4)
+
+
+def check_quantized(what: str, mine: Module, book: Module, w: Array, bits: int,
+                    block: int = 32) -> None:
+    with Untouched(w=w):
+        got = mine.quantize(w, bits, block)
+    check(what, got, book.quantize(w, bits, block), wrong_quantized(w, bits, block, book))
+    check_owned(what, got, w=w)
+
+
+def wrong_quantized(w: Array, bits: int, block: int, book: Module) -> Mistakes:
+    """What the usual mistakes make of the weights."""
+    def nearest(rows: Array, steps: int, near: Callable[[Array], Array] = np.round,
+                low: float = 0.0) -> Array:
+        m = rows.min(axis=-1, keepdims=True).astype(np.float16)
+        d = ((rows.max(axis=-1, keepdims=True) - m) / steps).astype(np.float16)
+        d = d.astype(w.dtype)
+        q = near((rows - m) / np.where(d == 0, 1, d)).clip(0, 2**bits - 1)
+        return (d * q + (m if low == 0 else 0)).reshape(w.shape).astype(w.dtype)
+
+    rows, steps = w.reshape(-1, block), 2**bits - 1
+    found = {
+        "has 2 to the power of bits steps between the smallest and the largest; there is one "
+        "less than there are numbers": nearest(rows, steps + 1),
+        "has one scale for all; each block has its own": nearest(w.reshape(1, -1), steps),
+        "is rounded down; the nearest is asked for": nearest(rows, steps, np.floor),
+        "is not rounded at all": nearest(rows, steps, lambda q: q),
+        "lacks the smallest weight m, which is added to d q": nearest(rows, steps, low=1.0),
+        "is w itself": w,
+    }
+    return {} if len(w) > 6 else found

@@ -1,6 +1,6 @@
 """The tables of chapter 17: python tools/real.py NAME.
 
-NAME is bits (minutes: it trains a model of characters first), unpack, loops, talk or tokens; all but
+NAME is bits (minutes: it trains a model of characters first), unpack, poem, loops, talk or tokens; all but
 the first need the real model, which `make chat MODEL=smollm2` fetches. Needs build/ (make tangle), and NumPy alone.
 """
 from __future__ import annotations
@@ -149,6 +149,23 @@ def show_loops() -> None:
               f"{np.mean(shares):19.0%}{np.mean([len(a) for a in answers]):8.0f}", flush=True)
 
 
+def show_poem() -> None:
+    """An answer that goes round: each line with the mean probability of its tokens."""
+    model, tokenizer, writer = open_real()
+    ids, caches, line = writer.write([Turn("user", QUESTIONS[0])]), model.make_caches(), []
+    logits = model.next_logits(np.array([ids]), caches)[0]                 # (V,)
+    text = ""
+    while text.count("\n") < 12:
+        p = softmax(logits.astype(float))
+        token = int(p.argmax())
+        line.append(p[token])
+        text += tokenizer.decode([token])
+        if text.endswith("\n"):
+            print(f"{np.mean(line):5.2f}  {text.splitlines()[-1]}")
+            line = []
+        logits = model.next_logits(np.array([[token]]), caches)[0]
+
+
 TALK = ("What is the capital of France?", "And of Italy?", "How many legs does a spider have?",
         "Who wrote Romeo and Juliet?", "Is the moon made of cheese?", "What is 17 times 23?",
         "Name three fruits.", "Which of them is yellow?", "Say it in French.", "What was my first question?")
@@ -182,7 +199,7 @@ def show_tokens() -> None:
     print("   ".join(line))
 
 
-NAMES = {"bits": show_bits, "unpack": show_unpack, "loops": show_loops, "talk": show_talk, "tokens": show_tokens}
+NAMES = {"bits": show_bits, "unpack": show_unpack, "loops": show_loops, "talk": show_talk, "tokens": show_tokens, "poem": show_poem}
 
 if __name__ == "__main__":
     if sys.argv[1:] not in [[name] for name in NAMES]:
