@@ -173,7 +173,7 @@ def write_sizes(writer: gguf.GGUFWriter, config: Any, V: int) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if config.model_type == "qwen3":
+    if D != config.hidden_size // config.num_attention_heads:
         writer.add_key_length(D)
         writer.add_value_length(D)
     if config.model_type == "llama":
