@@ -86,6 +86,7 @@ class Raw(bytes):
     """A statement's type and value as they are."""
 
 
+@functools.cache
 def text(value):
     value = value if isinstance(value, bytes) else value.encode()
     return struct.pack("<Q", len(value)) + value
@@ -379,7 +380,7 @@ def change_a_statement(said, tensors, dice):
         case 0:
             del said[key]
         case 1:
-            said[dice.choice([key + "x", "llama.rope.scaling.factor", key[:-1], "\u0301\n", "a" * 5000, b"\xff", ""])] = said[key]
+            said[dice.choice([key * 2, "llama.rope.scaling.factor", key[:-1], "\u0301\n", "a" * 5000, b"\xff", ""])] = said[key]
         case 2 if isinstance(said[key], list):
             new, at = list(said[key]), dice.randrange(len(said[key]))
             new[at : at + dice.randrange(2)] = dice.choice([new[:1], new * 2, [], [new[-1]] * 3])
@@ -395,7 +396,7 @@ def change_a_tensor(said, tensors, dice):
     name, kind, shape, data = tensors[at]
     match dice.randrange(7):
         case 0:
-            name = dice.choice([tensors[0][0], "output.weight", "blk.1.ffn_up.weight", name + "x", "x", "", ".", "..", b"\xff", "blk..weight", "a\n" * 99])
+            name = dice.choice([tensors[0][0], "output.weight", "blk.1.ffn_up.weight", name * 2, "x", "", ".", "..", b"\xff", "blk..weight", "a\n" * 99])
         case 1:
             kind = dice.choice([*range(42), 2**31, 2**32 - 1])
         case 2:
