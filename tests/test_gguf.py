@@ -389,7 +389,7 @@ def change_a_statement(said, tensors, dice):
             new[at : at + dice.randrange(2)] = dice.choice([new[:1], new * 2, [], [new[-1]] * 3])
             said[key] = new
         case 3 if type(said[key]) is int:
-            said[key] = min(said[key] + dice.choice([-1, 1, 16, 32, 64]), 2**64 - 1)
+            said[key] = max(-2**63, min(said[key] + dice.choice([-1, 1, 16, 32, 64]), 2**64 - 1))
         case _:
             said[key] = dice.choice(VALUES)
 
@@ -506,7 +506,7 @@ def test_a_command_says_one_sentence_of_a_file_that_is_cut_short(words, put, cap
 
 def test_no_head_asks_for_more_memory_than_a_few_times_the_file(tmp_path):
     """Lists and lengths that no file has, and many short texts."""
-    many = text("a") + struct.pack("<IIQ", LIST, STRING, 2**40) + (struct.pack("<Q", 1) + b"x") * 10**5
+    many = text("a") + struct.pack("<IIQ", LIST, STRING, 2**40) + (struct.pack("<Q", 1) + b"x") * 20_000
     for said in (many, text("a") + struct.pack("<IIQ", LIST, U8, 2**60) + bytes(10**6), text("a") + struct.pack("<IQ", STRING, 2**62)):
         data = b"GGUF" + struct.pack("<IQQ", 3, 0, 2**40) + said
         (tmp_path / "a.gguf").write_bytes(data)
