@@ -25,7 +25,9 @@ from simple_llm.cli.models import load, load_tokenizer
 from simple_llm.engine.fast_today import FastTodayLLM
 from simple_llm.errors import UserError
 from simple_llm.today import gguf
-from simple_llm.today.gguf import GGUF, TYPES, dequantize, quantize, tokenizer_of
+from simple_llm.today.gguf import (
+    GGUF, TYPES, Entry, dequantize, quantize, read_tensor, tokenizer_of,
+)
 from simple_llm.today.layers import rotary_angles
 from simple_llm.today.model import TodayLLM
 from simple_llm.tokenizer import Tokenizer
@@ -63,6 +65,17 @@ def test_every_type_has_the_floats_that_the_formats_own_library_reads(name, expe
     found = dequantize(types[name], blocks)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.ravel(), arrays[f"{name}/weights"])
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("name", ["F32", "BF16", "Q4_1", "Q6_K"])
+def test_a_tensor_read_in_pieces_is_the_whole_tensor(name, expected, tmp_path, monkeypatch):
+    arrays, types = expected
+    (tmp_path / "a").write_bytes(b"before " + arrays[f"{name}/bytes"].tobytes() + b"behind")
+    weights = arrays[f"{name}/weights"]
+    monkeypatch.setattr(gguf, "PIECE", {"F32": 5, "BF16": 7, "Q4_1": 5 * 32, "Q6_K": 2 * 256}[name])
+    found = read_tensor(tmp_path / "a", Entry(types[name], (2, len(weights) // 2), 7))
+    np.testing.assert_array_equal(found, weights.reshape(2, -1))
 
 
 def test_a_block_of_three_bits_is_what_one_computes_by_hand():
