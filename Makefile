@@ -93,8 +93,8 @@ bench-torch: build $(TORCH)/.ready  ## the same beside PyTorch and transformers 
 bench-bpe: build $(TORCH)/.ready  ## time byte-pair training beside others (MINBPE=a copy of minbpe)
 	@MINBPE='$(MINBPE)' $(TORCH)/bin/python tools/bench_bpe.py $(ARGS)
 
-parity: build $(TORCH)/.ready  ## our directories in transformers, and theirs here (TRANSFORMERS=5.23.0: with that one)
-	@$(TORCH)/bin/python tools/parity.py
+parity: build $(TORCH)/.ready  ## our directories in transformers, and theirs here (TRANSFORMERS=5.23.0: with that one; MODEL=smollm2: a real model)
+	@$(TORCH)/bin/python tools/parity$(if $(filter smollm2,$(MODEL)),_chat).py
 
 .PHONY: book chapter
 # What weaving the page needs, in an environment apart, too.
