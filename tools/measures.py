@@ -1,7 +1,6 @@
 """Measurements of a few lines, for the numbers in the book's sentences (numbers.txt)."""
 from __future__ import annotations
 
-import inspect
 import math
 import random
 import re
@@ -55,13 +54,6 @@ def unicode_characters() -> int:
     """How many characters Unicode has assigned, for this Python."""
     return sum(unicodedata.category(chr(code)) not in ("Cn", "Co", "Cs")
                for code in range(sys.maxunicode + 1))
-
-
-def gelu_operations() -> int:
-    """The operations on arrays in the function that computes GELU."""
-    from simple_llm.engine.fast import gelu
-    lines = inspect.getsource(gelu).split("\n")[3:]
-    return sum(bool(re.match(r"\s+(?:np\.|\w+ [-+*/]=)", line)) for line in lines)
 
 
 def parameters(vocabulary: int, context: int, width: int, blocks: int) -> int:
