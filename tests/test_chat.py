@@ -206,8 +206,10 @@ def test_what_looks_like_a_special_token_is_text_when_a_user_typed_it(make, name
     evil = [SYSTEM(EVIL), USER(EVIL), ASSISTANT(EVIL), USER(EVIL)]
     kept = [[id for id in writer.write(turns) if id in special] for turns in (harmless, evil)]
     assert kept[0] == kept[1] and len(kept[0]) > 4
-    if isinstance(writer, Writer):                         # jinja2's masks are characters that nobody types
-        assert TOKENIZER.decode(writer.write(evil)).count(EVIL) == 4
+    said, typed = TOKENIZER.decode(writer.write(evil)), EVIL
+    if not isinstance(writer, Writer):                     # its masks are characters that nobody types
+        said, typed = (re.sub("[\U000f0000\U000f0001]|<\\|(im_start|end)\\|>", "", text) for text in (said, EVIL))
+    assert said.count(typed) == 4
 
 
 # Which form a template asks for
@@ -396,20 +398,22 @@ def test_after_an_end_token_the_whole_answer_counts_as_read():
 
 def test_a_conversation_that_outgrows_the_context_forgets_its_oldest_turns_aloud():
     talk, forgotten = converse(make_model(context=128), BARE, "you are brief"), 0
+    questions = "a long question about the system", "a", "hi there"
     for n in range(12):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             before = list(talk.turns)
-            answer = ask(talk, f"question {n}", 8)
+            answer = ask(talk, questions[n % 3], 8)
         kept = talk.turns[:-2]
-        assert kept[0] == SYSTEM("you are brief") and len(kept) % 2
+        assert kept[0] == SYSTEM("you are brief")
+        assert [turn.role for turn in kept[1:]] == len(kept) // 2 * ["user", "assistant"]
         assert kept[1:] == before[len(before) - len(kept) + 1 :] and len(talk.turns[-1].ids) == 8
         lost = len(before) - len(kept)
         assert len(said) == (lost > 0)
         if lost:
             assert str(said[0].message) == (f"the context of 128 tokens is full: the oldest {lost} turns are forgotten")
         forgotten += lost
-        assert answer == ask(anew(talk, kept), f"question {n}", 8)
+        assert answer == ask(anew(talk, kept), questions[n % 3], 8)
         assert len(talk.writer.write(talk.turns[:-1])) + 8 <= 128
     assert forgotten > 10 and len(kept) > 2
 
@@ -642,6 +646,13 @@ class Terminal:
         before, self.said = self.said[: found.end()], self.said[found.end() :]
         return before
 
+    def wait_a_little(self, word, seconds=3):
+        """Has it come within some seconds? It is left where it is."""
+        end = time.monotonic() + seconds
+        while word not in self.said and select.select([self.fd], [], [], max(0, end - time.monotonic()))[0]:
+            self.said += os.read(self.fd, 4096).decode("utf-8", "replace")
+        return word in self.said
+
     def close(self):
         os.close(self.fd)
         try:
@@ -650,16 +661,24 @@ class Terminal:
             pass
 
 
-def test_on_a_terminal_ctrl_c_stops_an_answer_and_not_the_chat_and_ctrl_d_leaves(home):
-    chat = Terminal("--model", str(home), "--max-new-tokens", "7000")
+def test_on_a_terminal_ctrl_c_stops_an_answer_and_not_the_chat_and_ctrl_d_leaves(home, tmp_path):
+    for path in home.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())      # with room for an answer of a minute
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 200_000}))
+    chat = Terminal("--model", str(tmp_path), "--max-new-tokens", "150000")
     try:
         chat.wait("> $")
         chat.type("hi\n")
         chat.wait(r"hi\r?\n[a-z]{20}")
         chat.type("\x03")
         stopped = re.search(r"\[(\d+) tokens, [\d.]+ tokens/s\]", chat.wait(r"tokens/s\]\r?\n> $"))
-        assert 20 <= int(stopped[1]) < 6000
-        chat.type("half a line\x03")
+        assert 20 <= int(stopped[1]) < 150_000
+        chat.type("half a line")
+        chat.wait("half a line$")
+        chat.type("\x03")
+        if not chat.wait_a_little("Ctrl-D leaves"):        # a signal just before Python's select() waits for a key
+            chat.type("\x03")
         assert "/reset" in chat.wait(r"Ctrl-D leaves\r?\n> $")
         chat.type("go on\n")
         chat.wait(r"go on\r?\n[a-z]{5}")                   # the half line is gone
