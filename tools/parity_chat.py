@@ -2,7 +2,8 @@
 
 Both compute in float32, and their rounding is measured against this book's plain layers in float64. The exit
 status is 1 if an id or a greedy token differs, if a logit of either is further than 1e-4 from that (in a long
-text, where their angles are coarse, of theirs with exact ones), or if a gradient differs by more than 1e-4 of the largest in its array.
+text, where their angles are coarse, of theirs with exact ones), or if a gradient differs by more than 1e-4 of
+the largest in its array.
 """
 from __future__ import annotations
 
