@@ -95,7 +95,7 @@ def test_every_name_that_a_file_uses_is_defined_there():
 def test_numpy_is_all_that_the_package_needs():
     for path in tangled_files():
         text = path.read_text(encoding="utf-8")
-        optional = {"parallel.py": {"mpi4py"}, "places.py": {"tangle"},
+        optional = {"parallel.py": {"mpi4py"}, "chat.py": {"jinja2"}, "places.py": {"tangle"},
                     "continue_in_torch.py": {"torch", "transformers"},
                     "traceback.py": {"tangle"},
                     "weave.py": {"tangle", "pygments", "markdown_it", "math_core"}}

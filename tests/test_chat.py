@@ -23,7 +23,6 @@ import simple_llm
 from simple_llm.cli import chat as command
 from simple_llm.cli.main import main
 from simple_llm.cli.models import template_of
-from simple_llm.engine import fast_today
 from simple_llm.engine.fast_today import FastTodayLLM
 from simple_llm.errors import UserError
 from simple_llm.today.chat import (
@@ -465,13 +464,13 @@ def interrupt(monkeypatch, model, at):
     """Let the second block be interrupted when it is asked for the nth time."""
     count = iter(range(1, 10**6))
     if isinstance(model, FastTodayLLM):
-        attention, usual = model.blocks[1].attention, fast_today.look_back
+        attention, usual = model.blocks[1].attention, model.blocks[1].attention.apply
 
-        def look_back(x, layer, cache):
-            if layer is attention and next(count) == at:
+        def apply(x, cache):
+            if next(count) == at:
                 raise KeyboardInterrupt
-            return usual(x, layer, cache)
-        monkeypatch.setattr(fast_today, "look_back", look_back)
+            return usual(x, cache)
+        monkeypatch.setattr(attention, "apply", apply)
     else:
         block, usual_forward = model.blocks[1], model.blocks[1].forward
 

@@ -166,7 +166,10 @@ import json, resource, sys
 import numpy as np
 from simple_llm.engine.fast_today import FastTodayLLM
 from simple_llm.today.model import TodayConfig, TodayLLM
-most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+from pathlib import Path
+status = Path("/proc/self/status")
+most = lambda: (int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 if status.exists()
+                else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 before = most()
 model = FastTodayLLM(TodayConfig(50, 131072, 128, 1, 2, n_kv_heads=1), seed=0)
 ids = np.random.default_rng(0).integers(0, 50, 600).tolist()
