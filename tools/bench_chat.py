@@ -149,7 +149,9 @@ class Child:
     def ask(self, what: str) -> float:
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        if not (line := self.process.stdout.readline()):
+            raise SystemExit(f"bench_chat: {self.name} died of {what}, with the status {self.process.wait()}")
+        return json.loads(line)
 
     def close(self) -> None:
         self.process.stdin.close()
