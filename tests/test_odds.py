@@ -1,0 +1,110 @@
+"""The odds of every word that could have come, and what is made of them."""
+import itertools
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import honesty
+from simple_llm.today.odds import odds
+from simple_llm.world import StoryCorpus, World
+from test_world import TINY, enumerate_stories, told
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return told(60, seed=17)
+
+
+def test_at_each_word_of_a_story_the_odds_sum_to_1(stories):
+    for story in stories:
+        for at in odds(World(), story.words):
+            assert sum(at.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_the_odds_of_the_word_that_came_are_those_that_the_teller_kept(stories):
+    for story in stories:
+        found = odds(World(), story.words)
+        assert len(found) == len(story.words)
+        for at, word, p in zip(found, story.words, story.probabilities):
+            assert at[word] == pytest.approx(p, abs=1e-12)
+
+
+def test_the_odds_are_those_of_all_stories_with_the_same_beginning():
+    """Found in another way: from every story that there is, by its whole probability."""
+    _, whole = enumerate_stories(TINY)
+    after = {}
+    for words, p in whole.items():
+        for n, word in enumerate(words):
+            after.setdefault(words[:n], Counter())[word] += p
+    for words in whole:
+        for n, at in enumerate(odds(TINY, words)):
+            total = sum(after[words[:n]].values())
+            assert at.keys() == after[words[:n]].keys()
+            for word, p in at.items():
+                assert p == pytest.approx(after[words[:n]][word] / total, abs=1e-12)
+
+
+def test_first_sentences_told_by_their_odds_are_all_there_are_and_sum_to_1():
+    world, chances = World(), []
+    for who, goes in itertools.product(world.people, (True, False)):
+        for what in world.places if goes else world.things:
+            words = f"{who} {'went to' if goes else 'took'} the {what} .".split()
+            chances.append(math.prod(at[word] for at, word in zip(odds(world, words), words)))
+    assert len(chances) == 50 and sum(chances) == pytest.approx(1, abs=1e-12)
+
+
+def test_many_stories_go_on_as_often_as_the_odds_say():
+    """What follows each of the commonest beginnings, by the chi-square of its counts."""
+    beginnings, chi, freedom = Counter(), 0.0, 0
+    followers = {}
+    for story in told(8000, seed=4):
+        for n in range(min(9, len(story.words))):
+            key = tuple(story.words[:n])
+            beginnings[key] += 1
+            followers.setdefault(key, Counter())[story.words[n]] += 1
+    for key, n in beginnings.items():
+        if n < 400:
+            continue
+        word = next(iter(followers[key]))
+        at = odds(World(), (*key, word))[-1]
+        assert followers[key].keys() <= at.keys()
+        chi += sum((followers[key][w] - n * p) ** 2 / (n * p) for w, p in at.items())
+        freedom += len(at) - 1
+    assert freedom > 60 and abs(chi - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+def test_of_a_beginning_the_odds_are_those_of_the_story(stories):
+    words = stories[0].words
+    assert odds(World(), words[:9]) == odds(World(), words)[:9]
+
+
+# What is measured with them
+
+
+def test_the_loss_of_a_model_that_knows_the_odds_is_the_floor_and_its_divergence_is_none(stories):
+    corpus = StoryCorpus(World(), held_out=50)
+    p = honesty.true_odds(corpus, stories)
+    came = [corpus.tokenizer.ids[word] for story in stories for word in story.words]
+    kept = [q for story in stories for q in story.probabilities]
+    np.testing.assert_allclose(p[np.arange(len(p)), came], kept, atol=1e-12)
+    assert abs(honesty.divergence(p, np.maximum(p, 1e-300))).max() < 1e-12
+
+
+def test_the_divergence_by_hand():
+    p, q = np.array([[0.5, 0.5, 0], [1, 0, 0]]), np.array([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]])
+    np.testing.assert_allclose(honesty.divergence(p, q), [math.log(2) / 2, math.log(2)])
+
+
+def test_each_word_has_its_kind(stories):
+    story = World().tell(random.Random(3))
+    kinds = list(honesty.kinds_of(story))
+    assert kinds[:13] == ["name", "verb", "forced", "habit", "forced", *kinds[:5], *kinds[:3]]
+    for each in stories:
+        kinds = list(honesty.kinds_of(each))
+        assert [k for k, kind in enumerate(kinds) if kind == "answer"] == [
+            answer.position for answer in each.answers]
+        for kind, p in zip(kinds, each.probabilities):
+            assert (p == 1) >= (kind in ("answer", "forced"))
