@@ -30,6 +30,7 @@ if __name__ == "__main__":
     del sys.path[0]  # a json.py beside this file is not the one that is meant
 
 import argparse
+import base64
 import difflib
 import json
 import os
@@ -53,7 +54,8 @@ MARKED = re.compile(r"[{}&\\]|\bfile=|\s#")  # an info string that wants to be t
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 REFERENCE = re.compile(rf"([ \t]*)<<({NAME})>>[ \t]*")
 MISWRITTEN = re.compile(rf"<<{NAME}>>|^\s*<<.*>>\s*$")  # if it is no REFERENCE
-CAPTION = re.compile(r' {0,3}<a id="[^"]*"></a><sub>.*</sub>\s*')
+CAPTION = re.compile(r' {0,3}(?:<a id=[cf][a-z2-7]{4}></a>\*[^*]+\*(?: .*)?|'
+                     r'<a id="[^"]*"></a><sub>.*</sub>)\s*')  # as they are, and as they were
 # The markers of lists, footnotes and quotes, behind which begins what they hold.
 PREFIX = re.compile(r"(?:[ \t]*(?:(?:[-+*]|\d{1,9}[.)]|\[\^[^]\s]+\]:)(?![^ \t])|>))*[ \t]*")
 HTML = [(re.compile(start, re.I), re.compile(end, re.I)) for start, end in (
@@ -77,12 +79,17 @@ class Block(NamedTuple):
         return f"⟨{self.name}⟩{part}" if self.kind == "chunk" else f"`{self.name}`"
 
     def anchor(self) -> str:
-        name = f"{self.kind} {self.name} {self.part}"       # of any name, six letters
-        return self.kind[0] + sha256(name.encode()).hexdigest()[:5]
+        name = f"{self.kind} {self.name} {self.part}"       # of any name, five letters
+        hashed = base64.b32encode(sha256(name.encode()).digest()).decode().lower()
+        return self.kind[0] + hashed[:4]
+
+    def title(self) -> str:
+        """The name in Markdown: an underscore at the edge of a word would mark emphasis."""
+        name = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", self.name)
+        return f"{name} {self.part}" if self.part > 1 else name
 
     def link(self) -> str:
-        file = f"`{self.name.rpartition('/')[2]}`"
-        return f"[{file if self.kind == 'file' else self.label()}](#{self.anchor()})"
+        return f"[{self.title().rpartition('/')[2]}](#{self.anchor()})"
 
 
 class Line(NamedTuple):
@@ -430,15 +437,14 @@ def captions(blocks: list[Block]) -> dict[int, str]:
     """The caption of each tangled block, by the line of its fence."""
     chunks, uses, lines = gather_chunks(blocks), list(find_uses(blocks)), {}
     for block in (block for block in blocks if block.kind):
-        words = [block.label()]
+        words = [f"*{block.title()}*"]
         if block.kind == "chunk":
             parts = chunks[block.name]
             users = dict.fromkeys(u.block.link() for u in uses if u.text == block.name)
             words[0] += f" in {', '.join(users)}"
             words += [f"continues {parts[0].link()}"] if block.part > 1 else []
             words += [f"continued in {b.link()}" for b in parts[block.part:][:1]]
-        target = f'<a id="{block.anchor()}"></a>'
-        lines[block.line] = f"{target}<sub>{' · '.join(words)}</sub>"
+        lines[block.line] = f"<a id={block.anchor()}></a>{' · '.join(words)}"
     return lines
 
 

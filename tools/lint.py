@@ -123,7 +123,7 @@ def anchors(book: Book) -> set[str]:
     from weave import anchor
     taken: dict[str, int] = {}
     names = {anchor(line.lstrip("#"), taken) for _, line in book.headings}
-    return names | set(re.findall(r'<a id="([^"]+)"', book.prose()))
+    return names | set(re.findall(r'<a id="?([^">]+)', book.prose()))
 
 
 def find_links(book: Book) -> list[tuple[int, str]]:
@@ -152,7 +152,7 @@ def find_dead_links(book: Book) -> Iterator[Problem]:
 def find_doubled_anchors(book: Book) -> Iterator[Problem]:
     seen: set[str] = set()
     for number, line in enumerate(book.lines, 1):
-        for name in re.findall(r'<a id="([^"]+)"', line):
+        for name in re.findall(r'<a id="?([^">]+)', line):
             if name in seen:
                 yield number, f"a second anchor {name}"
             seen.add(name)
@@ -186,7 +186,7 @@ def find_stray_tags(book: Book) -> Iterator[Problem]:
     """What looks like HTML is not shown, unless it is marked as code."""
     prose = COMMENT.sub(blank, FORMULA.sub(blank, book.prose()))
     prose = re.sub(r"`[^`\n]*`", blank, prose)
-    for tag in re.finditer(r"</?(?!a id=|/?a>|sub>|details>|summary>)[a-z]\w*\b[^<\n]*>", prose):
+    for tag in re.finditer(r"</?(?!a id=|/?a>|details>|summary>)[a-z]\w*\b[^<\n]*>", prose):
         yield prose.count("\n", 0, tag.start()) + 1, f"{tag[0]} will not be seen"
 
 
@@ -242,7 +242,7 @@ def find_undefined_terms(book: Book) -> Iterator[Problem]:
 
 
 def words_of_prose(book: Book) -> int:
-    text = re.sub(r"<a id=.*</sub>|</?[a-z]+>", "", COMMENT.sub("", book.prose()))
+    text = re.sub(r"(?m)^<a id=.*|</?[a-z]+>", "", COMMENT.sub("", book.prose()))
     return len(re.findall(r"[A-Za-z][\w'-]*", FORMULA.sub("x", text)))
 
 
@@ -358,7 +358,7 @@ def kinds_of_exercises(book: Book) -> dict[str, int]:
 
 def bytes_of(book: Book) -> dict[str, int]:
     """What the book's bytes are spent on."""
-    captions = re.findall(r"^<a id=.*</sub>$", book.prose(), re.M)
+    captions = re.findall(r"^<a id=.*$", book.prose(), re.M)
     sizes = {"captions": sum(len(line.encode()) + 1 for line in captions)}
     for block in book.blocks:
         kind = "code" if block.kind else "shown"
