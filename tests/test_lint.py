@@ -441,3 +441,5 @@ def test_a_figure_is_compared_and_one_that_took_long_is_sealed(tmp_path, monkeyp
     book.refresh(text, None)
     assert book.stale(text) == []
     assert "is not what" in book.stale(text.replace("(a.svg)", "(b.svg)"))[0]
+    monkeypatch.setitem(book.DRAWERS, "a", "python draw.py ../figures")
+    assert book.stale("<!-- figure: a -->\n![Words](a.svg)\n") == []

@@ -10,7 +10,7 @@ from simple_llm.errors import UserError
 from simple_llm.gradcheck import check_layer, numerical_gradient, relative_error
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.today import layers as today
-from simple_llm.today.layers import evens_first, rotary_angles, rotate, rotate_neighbours
+from simple_llm.today.layers import evens_first, rotary_angles, rotate
 from simple_llm.today.model import TodayConfig, TodayLLM
 
 SIZES = dict(vocab_size=11, context_length=9, d_model=8, n_layers=2, n_heads=4)
@@ -93,6 +93,12 @@ def test_each_layer_against_the_definition(make):
 
 
 # Rotary positions
+
+
+def rotate_neighbours(x, cos, sin):
+    """Turn element 2i with 2i + 1, as the paper does, and Meta (Su et al., 2021)."""
+    a, b = x[..., 0::2], x[..., 1::2]
+    return np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
 
 
 @pytest.mark.parametrize("turn", [rotate, rotate_neighbours])
