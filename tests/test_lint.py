@@ -71,8 +71,8 @@ FINE_AND_BROKEN = [
     (lint.find_dead_links, "[it](tangle.py) [there](https://example.org/a_(b))\n",
      "[it](no/such/file.py)\n"),
     (lint.find_dead_links, "", changed("## 3. Tokens\n", "## 3. Pieces\n")),
-    (lint.find_doubled_anchors, '<a id="a"></a>\n<a id="b"></a>\n',
-     '<a id="a"></a>\n\n<a id="a"></a>\n'),
+    (lint.find_doubled_anchors, '<a id=a></a>\n<a id="b"></a>\n',
+     '<a id=a></a>\n\n<a id="a"></a>\n'),
     (lint.find_bare_pictures, "<!-- figure: x -->\n![words](a.svg)\n", "![words](a.svg)\n"),
     (lint.find_bare_pictures, "", "<!-- long figure: x -->\n![](a.svg)\n"),
     (lint.find_unmarked_outputs, f"Words:\n\n<!-- output: x -->\n{OUTPUT}", f"Words:\n\n{OUTPUT}"),
@@ -441,3 +441,5 @@ def test_a_figure_is_compared_and_one_that_took_long_is_sealed(tmp_path, monkeyp
     book.refresh(text, None)
     assert book.stale(text) == []
     assert "is not what" in book.stale(text.replace("(a.svg)", "(b.svg)"))[0]
+    monkeypatch.setitem(book.DRAWERS, "a", "python draw.py ../figures")
+    assert book.stale("<!-- figure: a -->\n![Words](a.svg)\n") == []

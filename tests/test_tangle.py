@@ -335,7 +335,7 @@ FENCES = ["```", "```", "````", "~~~"]
 INFOS = ["py {file=%s}", "py {file=%s}", "py {#%s}", "text", "", "~~~", "`x`"]
 TEXTS = ["x", "", "", "# A", "---", "-", "- a", "* * *", "2. b", "> c", "<!--", "-->", "<!-- a -->",
          "<!-- a", "<div>", "</div>", "<pre>", "</pre>", "<?a", "?>", "<!A", "<![CDATA[", "]]>",
-         "<b>", "<b>x", "</b>", '<a id="x"></a><sub>c</sub>', "<a b='<'>", "<https://x.y>", "a <!-- b",
+         "<b>", "<b>x", "</b>", '<a id="x"></a><sub>c</sub>', "<a id=x></a>*c*", "<a b='<'>", "<https://x.y>", "a <!-- b",
          "[a]: /b", "[a]: /b 'c", "\tx", "  x", "    x", "| a |", "&#96;&#96;&#96;", "\x0c", "\u00a0"]
 COMMONMARK = """
 import json, sys, markdown_it
@@ -640,7 +640,7 @@ def test_check_shows_what_is_stale_and_writes_nothing(desk):
     fresh = desk.document.read_text("utf-8")
     assert desk.run("check") == (0, "", "")
     for old, new, said in (("x += 1", "x += 2", "\n-        x += 1\n+        x += 2\n"),
-                           (" in [`", " from [`", "\n+<a id")):
+                           ("* in [", "* from [", "\n+<a id")):
         desk.write(fresh.replace(old, new))
         before = tree(desk.home)
         status, out, err = desk.run("check")
@@ -663,11 +663,12 @@ BODY, DEEP, MORE = (block.anchor() for block in tangle.read_blocks(BOOK)[0]
                     if block.kind == "chunk")
 PAGE = next(block.anchor() for block in tangle.read_blocks(BOOK)[0] if block.kind == "file")
 CAPTIONS = [
-    f'<a id="{PAGE}"></a><sub>`pkg/a.py`</sub>',
-    f'<a id="{BODY}"></a><sub>⟨body⟩ in [`a.py`](#{PAGE}) · continued in [⟨body⟩ 2](#{MORE})</sub>',
-    f'<a id="{DEEP}"></a><sub>⟨deep⟩ in [⟨body⟩](#{BODY})</sub>',
-    f'<a id="{MORE}"></a><sub>⟨body⟩ 2 in [`a.py`](#{PAGE}) · continues [⟨body⟩](#{BODY})</sub>',
+    f"<a id={PAGE}></a>*pkg/a.py*",
+    f"<a id={BODY}></a>*body* in [a.py](#{PAGE}) · continued in [body 2](#{MORE})",
+    f"<a id={DEEP}></a>*deep* in [body](#{BODY})",
+    f"<a id={MORE}></a>*body 2* in [a.py](#{PAGE}) · continues [body](#{BODY})",
 ]
+OLD = f'<a id="{DEEP}1"></a><sub>⟨deep⟩ in [`a.py`](#{BODY}1)</sub>'  # as they once were
 
 
 def test_captions_stand_directly_above_the_tangled_fences_and_change_nothing_else(desk):
@@ -684,7 +685,8 @@ def test_captions_stand_directly_above_the_tangled_fences_and_change_nothing_els
 
 
 SHOWN = f"{F}markdown\n{CAPTIONS[2]}\n{F}\n"
-IN_A = f'<a id="{tangle.Block("file", "a", 1, "", 0, []).anchor()}"></a><sub>`a`</sub>\n'
+IN_A = f'<a id={tangle.Block("file", "a", 1, "", 0, []).anchor()}></a>*a*\n'
+KEPT = "A\n\n<a id=note></a>*Note* in a line of its own\n\n<a id=c1234></a>A *b*\n"
 TWICE = block("file=b", "<<x>>", "<<x>>") + block("file=a", "<<x>>") + block("#x", "1")
 INDENTED = f"  {F}python {{file=a}}\n  x\n  {F}\n"
 
@@ -692,16 +694,25 @@ INDENTED = f"  {F}python {{file=a}}\n  x\n  {F}\n"
 @pytest.mark.parametrize(("text", "captioned"), [
     ("Text\n" + block("file=a", "1"), "Text\n\n" + IN_A + block("file=a", "1")),
     (f"A\n\n{CAPTIONS[2]}\n\nB\n", "A\n\nB\n"), (f"A\n{CAPTIONS[2]}\nB\n", "A\nB\n"),
-    (f"{CAPTIONS[2]}\nB\n", "B\n"), (SHOWN, SHOWN),
-    (TWICE, ", [`a`](#"),
-    (tangle.add_captions(BOOK).replace(" in [", " once in [").replace("⟨deep⟩ ", "⟨x⟩ "),
+    (f"{CAPTIONS[2]}\nB\n", "B\n"), (SHOWN, SHOWN), (KEPT, KEPT),
+    (TWICE, ", [a](#"),
+    (tangle.add_captions(BOOK).replace(" in [", " once in [").replace("*deep* ", "*x* "),
      tangle.add_captions(BOOK)),
+    (tangle.add_captions(BOOK).replace(CAPTIONS[2], OLD), tangle.add_captions(BOOK)),
+    (f"A\n\n{OLD}\n\nB\n", "A\n\nB\n"),
     (("\ufeffHi\n" + INDENTED).replace("\n", "\r\n"),
      ("\ufeffHi\n\n  " + IN_A + INDENTED).replace("\n", "\r\n"))])
 def test_captions_are_renewed(text, captioned):
     fresh = tangle.add_captions(text)
     assert captioned in fresh if text == TWICE else captioned == fresh
     assert tangle.add_captions(fresh) == fresh
+
+
+def test_no_underscore_of_a_name_is_read_as_emphasis():
+    text = block("file=a_b/__init__.py", "<<c_d_>>") + block("#c_d_", "1")
+    page, part = tangle.captions(tangle.read_blocks(text)[0]).values()
+    assert page.endswith(r"></a>*a_b/\_\_init\_\_.py*")
+    assert r"></a>*c_d\_* in [\_\_init\_\_.py](#f" in part
 
 
 # Broken books
@@ -711,7 +722,7 @@ PIECES = [F, "````", "~~~", "<<", ">>", "<<body>>", "    <<deep>>\n", "{", "}", 
           "{file=pkg/a.py}", "{file=../x}", "{file=/x}", "{file=pkg}", "\n", "\r\n", "    ", "\0",
           "\ufeff", "é", "\u2028", f"\n{F}python {{#deep}}\n<<body>>\n{F}\n", f"{F}python {{#x }}\n",
           f"\n{F}python {{file=link/x.py}}\nx\n{F}\n", f"\n{F}python {{file=b/c.py}}\nx\n{F}\n",
-          '<a id="c-x"></a><sub></sub>']
+          '<a id="c-x"></a><sub></sub>', "<a id=cabcd></a>*x*"]
 
 
 def mutated(seed: int) -> bytes:

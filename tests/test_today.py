@@ -10,7 +10,7 @@ from simple_llm.errors import UserError
 from simple_llm.gradcheck import check_layer, numerical_gradient, relative_error
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.today import layers as today
-from simple_llm.today.layers import evens_first, rotary_angles, rotate, rotate_neighbours
+from simple_llm.today.layers import evens_first, rotary_angles, rotate
 from simple_llm.today.model import TodayConfig, TodayLLM
 
 SIZES = dict(vocab_size=11, context_length=9, d_model=8, n_layers=2, n_heads=4)
@@ -18,7 +18,7 @@ GPT2 = dict(norm="layer", positions="learned", feed_forward="gelu", n_kv_heads=4
 MIXTURES = [{}, {"n_kv_heads": 1}, {"n_kv_heads": 4}, GPT2, GPT2 | {"norm": "rms"},
             GPT2 | {"positions": "rotary"}, GPT2 | {"feed_forward": "swiglu"},
             GPT2 | {"n_kv_heads": 2}, GPT2 | {"bias": False},
-            {"qkv_bias": True, "rms_epsilon": 1e-6, "rope_scaling": (4.0,)},
+            {"qkv_bias": True, "rms_epsilon": 1e-6, "rope_scaling": (8.0, 1.0, 2.0, 5)},
             {"qk_norm": True, "head_dim": 6, "rope_scaling": (8.0, 1.0, 4.0, 32)}]
 each_mixture = pytest.mark.parametrize("parts", MIXTURES, ids=str)
 
@@ -95,6 +95,12 @@ def test_each_layer_against_the_definition(make):
 # Rotary positions
 
 
+def rotate_neighbours(x, cos, sin):
+    """Turn element 2i with 2i + 1, as the paper does, and Meta (Su et al., 2021)."""
+    a, b = x[..., 0::2], x[..., 1::2]
+    return np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+
+
 @pytest.mark.parametrize("turn", [rotate, rotate_neighbours])
 @pytest.mark.parametrize("base", [10.0, 100.0, 10_000.0])
 def test_a_score_depends_on_the_distance_alone(turn, base):
@@ -113,8 +119,7 @@ def test_slowed_hands_by_hand():
     speeds = 2 * np.pi / 32 * np.array([8, 4, 2.5, 1, 0.5])
     np.testing.assert_allclose(today.slow_down(speeds, 8.0, 1.0, 4.0, 32) / speeds,
                                [1, 1, 0.5 + 0.5 / 8, 1 / 8, 1 / 8])
-    np.testing.assert_allclose(today.slow_down(speeds, 4.0) / speeds, 1 / 4)
-    slow, usual = (rotary_angles(8, 4, 100.0, scaling) for scaling in ((4.0,), ()))
+    slow, usual = (rotary_angles(8, 4, 100.0, scaling) for scaling in ((4.0, 1.0, 2.0, 1.0), ()))
     np.testing.assert_allclose(slow[0][4], usual[0][1])      # what was at 1 is now at 4
 
 
@@ -221,7 +226,7 @@ def test_it_starts_as_unsure_as_its_elder():
     ({"n_kv_heads": 0}, "evenly"), ({"n_heads": 8, "n_kv_heads": 8}, "pairs"),
     ({"rope_base": 1.0}, "rope_base"), ({"d_ff": -1}, "d_ff"), ({"head_dim": -2}, "head_dim"),
     ({"head_dim": 3}, "pairs"), ({"rms_epsilon": 0}, "rms_epsilon"),
-    ({"rope_scaling": (2, 1)}, "rope_scaling"), ({"rope_scaling": (0,)}, "rope_scaling"),
+    ({"rope_scaling": (2, 1)}, "rope_scaling"), ({"rope_scaling": (0, 1, 4, 32)}, "rope_scaling"),
     ({"rope_scaling": (8, 4, 4, 32)}, "rope_scaling"),
     ({"feed_forward": "relu"}, "feed_forward"), ({"n_heads": 3, "n_kv_heads": 3}, "share")])
 def test_sizes_that_do_not_fit_are_refused(parts, word):
@@ -266,7 +271,7 @@ def test_what_was_saved_comes_back(tmp_path):
     ({"hidden_act": "gelu"}, "hidden_act"), ({"rope_scaling": {"factor": 2}}, "rotary.*None"),
     ({"tie_word_embeddings": False}, "lm_head"), ({"num_key_value_heads": "2"}, "proper"),
     *[({"rope_scaling": {"type": kind, "factor": 2.0}}, f"rotary positions of the type '{kind}'")
-      for kind in ("yarn", "dynamic", "longrope")],
+      for kind in ("linear", "yarn", "dynamic", "longrope")],
     ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "no proper number factor"),
     ({"rope_parameters": [1]}, "rotary"), ({"rope_parameters": {"rope_theta": "1"}}, "proper number rope_theta"),
     ({"rms_norm_eps": None}, "proper number rms_norm_eps"), ({"attention_dropout": "0"}, "dropout"),

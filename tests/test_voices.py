@@ -1,6 +1,5 @@
 """Directories whose files disagree, as transformers reads them: tools/make_voices.py asked it, once."""
 import json
-import shutil
 import warnings
 from dataclasses import replace
 
@@ -23,8 +22,18 @@ from simple_llm.voices import read_voices
 REFUSED = {                                     # what transformers does, and this program does not
     "ends with a special token": "tokenizer.json has post_processor", "small letters": "tokenizer.json has normalizer",
     "another decoder": "tokenizer.json has decoder Fuse", "another way of cutting": "pre_tokenizer .*Whitespace",
-    "a class of its own": "tokenizer_class 'BertTokenizer'",
+    "a role for a new token": "tokens that are not in the vocabulary.*<|new|>",
+    "the map has the last word": "declares bos_token in special_tokens_map.json and, otherwise",
+    "the map is not heard beside added_tokens_decoder": "declares bos_token in special_tokens_map.json",
+    "the map takes a role away": "declares bos_token in special_tokens_map.json",
+    "more special tokens": "declares the added token '%'", "added, and special": "declares the added token '<|done|>'",
+    "added by the decoder": "declares the added token '<|done|>'",
+    "added in added_tokens.json, and a word": "declares the added token 'ferry'",
+    "bytes left out, with an unknown token": "tokenizer.json has model.unk_token",
+    "the pattern written out": "tokenizer.json has pre_tokenizer",
+    **{name: "tokenizer.json has add_prefix_space" for name in VARIANTS if name.startswith("prefix space")},
 }
+VARIANTS = {name: edits for name, edits in VARIANTS.items() if name != "a class of its own"}    # nobody asks
 EXPECTED = json.loads((make_voices.ROOT / "tests/voices.json").read_text("utf-8"))
 
 
@@ -111,13 +120,6 @@ def test_a_role_that_nobody_declares_is_taken_from_the_models_ids(directory):
         assert Tokenizer.load(home).roles == {"bos": "<|story|>", "eos": DONE}
 
 
-def test_a_guess_by_name_is_said_aloud(directory):
-    gone = {"bos_token": "-", "eos_token": "-", "unk_token": "-"}
-    home = directory({CONFIG: {**GENERAL, **gone}, MODEL: {"bos_token_id": "-", "eos_token_id": "-"}})
-    with pytest.warns(UserWarning, match="declares no eos_token: <|endoftext|>"):
-        assert Tokenizer.load(home).eos == 556
-
-
 def test_without_any_end_there_is_no_tokenizer(directory):
     gone = {"bos_token": "-", "eos_token": "-", "unk_token": "-", "added_tokens_decoder": "-"}
     home = directory({CONFIG: {**GENERAL, **gone}, MODEL: {"bos_token_id": "-", "eos_token_id": "-"},
@@ -139,13 +141,13 @@ def test_words_and_characters_keep_the_special_tokens_of_the_book(tmp_path):
     Tokenizer.from_text("a b .", "word").save(tmp_path)
     path = tmp_path / CONFIG
     path.write_text(path.read_text("utf-8").replace('"eos_token": "<eos>"', '"eos_token": "."'))
-    with pytest.raises(UserError, match=r"eos_token '\.'.*<eos>"):
+    with pytest.raises(UserError, match="tokenizer.json is not a tokenizer that"):
         Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("junk", ["x", 1.5, [5, "x"], {"a": 1}, True])
 def test_an_id_that_is_no_number_is_refused_by_file_and_key(junk, directory):
-    with pytest.raises(UserError, match="generation_config.json has eos_token_id"):
+    with pytest.raises(UserError, match="generation_config.json has ids that are none"):
         load(directory({GENERATION: {"eos_token_id": junk}}))
 
 
@@ -234,19 +236,10 @@ def test_ids_that_cannot_be_are_refused(change, says, directory):
 # Bytes that are missing
 
 
-def test_what_cannot_be_written_is_named_once(directory):
+def test_bytes_that_cannot_be_written_are_named_and_left_out(directory):
     tokenizer = Tokenizer.load(directory(VARIANTS["bytes left out"]))
-    with pytest.warns(UserWarning, match="not in the vocabulary, left out: '8', 'z'"):
-        assert tokenizer.decode(tokenizer.encode("az8b")) == "ab"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tokenizer.encode("zoo 88")
-
-
-def test_what_cannot_be_written_is_read_as_the_unknown_token_if_there_is_one(directory):
-    tokenizer = Tokenizer.load(directory(VARIANTS["bytes left out, with an unknown token"]))
-    with pytest.warns(UserWarning, match="read as <|endoftext|>"):
-        assert tokenizer.encode("zz")[:2] == [556, 556]
+    with pytest.warns(UserWarning, match="not in the vocabulary, left out: b'8'"):
+        assert tokenizer.decode(tokenizer.encode("az8z") + tokenizer.encode("a,z8;b")) == "aa,;b"
 
 
 # Weights
@@ -269,17 +262,8 @@ def test_a_table_that_is_listed_only_as_the_head_is_the_table(directory):
         EXPECTED["as it was"]["logits"], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", TOKENIZER, MODEL])
-def test_a_pointer_of_git_lfs_is_called_one(name, directory):
+def test_a_pointer_of_git_lfs_in_place_of_the_weights_is_guessed_at(directory):
     home = directory({})
-    (home / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
-    with pytest.raises(UserError, match=f"{name} is a pointer of Git LFS.*git lfs pull"):
-        load(home)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "x.ckpt"])
-def test_a_directory_that_has_only_pickles_says_so(name, directory):
-    home = directory({})
-    shutil.move(home / "model.safetensors", home / name)
-    with pytest.raises(UserError, match=f"{name} is a pickle.*save_pretrained"):
+    (home / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(UserError, match="model.safetensors is cut short.*Git LFS"):
         load(home)

@@ -204,7 +204,7 @@ def test_a_small_page_is_well_formed_and_has_what_it_must(small):
 
 
 def test_references_unfold_in_place(small):
-    code = small[small.index(f'id="{anchors(SMALL)["a.py"]}"'):]
+    code = small[small.index(f'id={anchors(SMALL)["a.py"]}>'):]
     assert code.count("<details style") == 2                    # the body, and the deep in it
     assert f'<summary>⟨<a href="#{anchors(SMALL)["body"]}">body</a>⟩</summary>' in code
     plain = re.sub(r"<summary>.*?</summary>|<[^>]+>", "", code.split("<h2")[0])

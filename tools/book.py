@@ -18,7 +18,8 @@ sentences have none: numbers.txt says where they come from; see claims.py.)
                                        tells whether somebody changed it by hand. With
                                        `check all` its numbers may differ by the tolerance
     <!-- figure: COMMAND ../figures --> above a picture, which the command draws (it is
-                                       given another directory, and the two are compared)
+                                       given another directory, and the two are compared);
+                                       DRAWERS has short names for the usual commands
     <!-- long figure SEAL: COMMAND --> above a picture that took long: sealed, too
 
 A command runs in build/.
@@ -51,6 +52,9 @@ FIGURE = re.compile(rf"^<!-- (?P<kind>(?:long )?figure){SEAL}: (?P<command>.+?) 
                     r"!\[[^\]]*\]\((?P<path>[^)]+)\)$", re.MULTILINE)
 MARK = re.compile(r"<!--(?! index -->)")               # there are no other comments
 MOVED = re.compile(r"^\.\./tests/(?=\w+\.py$)")         # an older book says tests/
+DRAWERS = {"pictures": "python ../tools/pictures.py ../figures",
+           "pictures trained": "python ../tools/pictures.py ../figures ../tests/trained",
+           "figures": "python ../tools/figures.py ../tests/trained ../figures"}
 NEVER = "nobody has run"                               # how a message begins
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -128,6 +132,7 @@ def command_output(command: str) -> str:
 def drawings(command: str) -> dict[str, str]:
     """The pictures that a command draws into figures/, by name; they go elsewhere."""
     with tempfile.TemporaryDirectory() as directory:
+        command = DRAWERS.get(command, command)
         command_output(command.replace("../figures", directory))
         return {path.name: path.read_text(encoding="utf-8")
                 for path in Path(directory).iterdir()}

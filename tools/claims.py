@@ -55,7 +55,7 @@ CLAIM = re.compile(
     rf"(?<=about )an?(?=\s{TIME}\b)|(?<=than )an?(?=\s{TIME}\b))\b", re.I)
 ANY = rf"(?:{DIGITS}|\b(?i:{LARGE}|{SHARE}|{SMALL}|{'|'.join(SHARES)}|an?)\b)"
 HIDDEN = re.compile(
-    r"^```(?!math)\w.*?^```$|<!--.*?-->|^<a id=[^\n]*</sub>$|<a id=[^>]*></a>|"
+    r"^```(?!math)\w.*?^```$|<!--.*?-->|^<a id=[^\n]*$|"
     r"(?<=\])\([^()\s]*(?:\([^()\s]*\))?[^()\s]*\)|^\[[^\]\n]+\]: \S+$", re.S | re.M)
 BARE = re.compile(r"`\d[\d.,]*(?: ?(?:%|ms|s|[KMG]B))?`")       # a number printed as code
 FORMULA_OR_CODE = re.compile(
