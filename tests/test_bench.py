@@ -62,17 +62,6 @@ def test_each_layer_is_timed_plain_and_fast(monkeypatch, capsys):
     assert all(float(row.split()[-1][:-1]) > 0 for row in rows)
 
 
-def test_layouts_compares_weights_by_rows_with_weights_by_columns(capsys):
-    rows, columns = bench.by_rows(FastLLM(SMALL)), FastLLM(SMALL)
-    assert all(p.data.flags.c_contiguous for p in rows.parameters())
-    assert not all(p.data.flags.c_contiguous for p in columns.parameters())
-    ids = np.array([[1, 2, 3]])
-    np.testing.assert_allclose(rows.forward(ids), columns.forward(ids), rtol=1e-5)
-    bench.print_layouts(SMALL, rounds=1)
-    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == [
-        "rows", "columns"]
-
-
 def test_operations_are_those_of_every_matrix_product():
     B, T, C, V, D, H = 3, 7, 8, 11, 4, 2
     products = SMALL.n_layers * (
@@ -117,21 +106,14 @@ def test_the_bench_says_whether_a_second_worker_helps(small_sizes, monkeypatch, 
             "that helps": says}.get(says, "no help here: " + says))
 
 
-def test_the_figures_are_pictures(small_sizes, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench.smooth_token_times, "__defaults__", (64, 16))
+def test_the_figure_is_a_picture(tmp_path):
     bench.main(["figures", str(tmp_path)])
-    for name in ("roofline", "growth", "tokens"):
-        root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
-        assert root.tag.endswith("svg")
-        points = [part.get("d") for part in root.iter() if part.get("d")]
-        assert points and not any("nan" in part or "inf" in part for part in points)
+    root = ElementTree.parse(tmp_path / "roofline.svg").getroot()
+    assert root.tag.endswith("svg")
+    points = [part.get("d") for part in root.iter() if part.get("d")]
+    assert points and not any("nan" in part or "inf" in part for part in points)
 
 
 def test_an_unknown_measurement_is_refused():
     with pytest.raises(SystemExit, match="python tools/bench.py"):
         bench.main(["fast"])
-
-
-def test_the_memory_of_a_batch_does_not_depend_on_what_ran_before():
-    first, large, again = (bench.kept_bytes(SMALL, batch) for batch in (4, 40, 4))
-    assert large > 2 * first and again == pytest.approx(first, rel=0.1)

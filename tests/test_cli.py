@@ -352,8 +352,6 @@ def test_the_defaults_are_the_small_worlds_or_nanogpts():
     for name, values in {"layers": (2, 4), "heads": (4, 4), "width": (64, 128),
                          "batch_size": (64, 12), "learning_rate": (4e-3, 1e-3),
                          "context": (64, 64), "max_steps": (1000, 2000), "seed": (0, 0),
-                         "warmup_steps": (100, 100), "beta2": (0.99, 0.99),
-                         "weight_decay": (0.1, 0.1), "grad_clip": (1.0, 1.0),
                          "dropout": (0.0, 0.0), "min_lr": (0.0, None),
                          "matrix_rate": (0.02, 0.0)}.items():
         assert (getattr(stories, name), getattr(text, name)) == values

@@ -128,7 +128,7 @@ def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
     _, said = process.communicate(timeout=20)
     assert process.returncode == 1
     assert sentences(said) == [
-        "simple_llm: a helper process died: signal SIGKILL"]
+        "simple_llm: a helper process died, with the exit status -9"]
     finish(tmp_path / "home")
     assert result(tmp_path / "home") == quick
 

@@ -86,9 +86,7 @@ RUNGS: list[tuple[str, dict[str, Any]]] = [            # each is added to those 
     ("dropout that is off: no copy", {"Dropout": fast.Dropout}),
     ("attention on views", {"CausalSelfAttention": fast.CausalSelfAttention}),
     ("LayerNorm by products", {"LayerNorm": fast.LayerNorm}),
-    ("sorted ids", {"Embedding": fast.Embedding}),
     ("Linear by columns", {"Linear": fast.Linear}),
-    ("one exponential", {"CrossEntropy": fast.CrossEntropy}),
 ]
 
 
@@ -142,8 +140,7 @@ def both_ways(kit: Any, make: Callable[..., Any], inputs: tuple[Array, ...]) -> 
 def cases(name: str) -> dict[str, tuple[Callable[..., Any], tuple[Array, ...]]]:
     """Each layer, and what it is given in a micro-batch of a model."""
     config, _ = bench.SIZES[name]
-    rng, (V, C, H) = np.random.default_rng(0), (config.vocab_size, config.d_model,
-                                                config.n_heads)
+    rng, C, H = np.random.default_rng(0), config.d_model, config.n_heads
     T = config.context_length
     B = max(1, MICRO // T)
 
@@ -159,7 +156,6 @@ def cases(name: str) -> dict[str, tuple[Callable[..., Any], tuple[Array, ...]]]:
 
     return {
         "Linear": (lambda kit: kit.Linear(normal(C, 4 * C)), (x,)),
-        "Embedding": (lambda kit: kit.Embedding(normal(V, C)), (rng.integers(V, size=(B, T)),)),
         "LayerNorm": (lambda kit: kit.LayerNorm(C, np.float32), (x,)),
         "GELU": (lambda kit: kit.GELU(), (normal(B, T, 4 * C),)),
         "CausalSelfAttention": (attention, (x,)),
