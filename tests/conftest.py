@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import traceback
+import zipfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,17 @@ importlib.invalidate_caches()              # build/ may be new
 (blocks, problems), read_blocks = tangle.read_blocks(BOOK), tangle.read_blocks
 tangle.read_blocks = lambda text: (
     ([*blocks], [*problems]) if text == BOOK else read_blocks(text))
+
+
+@pytest.fixture(scope="session")
+def unpack(tmp_path_factory):
+    """Unpacks an archive that stands beside the tests; where it then is."""
+    def unpack(name):
+        home = tmp_path_factory.mktemp(name.partition(".")[0])
+        with zipfile.ZipFile(Path(__file__).with_name(name)) as archive:
+            archive.extractall(home)
+        return home
+    return unpack
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -4,7 +4,6 @@ import os
 import random
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +29,8 @@ both_kinds = pytest.mark.parametrize("kind", [TodayLLM, FastTodayLLM])
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("today")
-    with zipfile.ZipFile(Path(__file__).with_name("directories_today.zip")) as archive:
-        archive.extractall(home)
-    return home
+def home(unpack):
+    return unpack("directories_today.zip")
 
 
 @pytest.fixture(scope="module")

@@ -5,29 +5,17 @@ import pytest
 from simple_llm.engine import fast_today
 from simple_llm.engine.fast import TILE
 from simple_llm.engine.fast_today import FastTodayLLM
-from simple_llm.gradcheck import find_parameters
 from simple_llm.today import layers as today
-from simple_llm.today.model import TodayConfig, TodayLLM
-from test_layers import Dice
+from simple_llm.today.model import TodayLLM
+from test_fast import assert_gradients_agree, assert_layers_agree, assert_near
 from test_today import MAKERS, each_mixture, make_attention, make_model, normal
-
-
-def assert_near(ours, theirs, tolerance=1e-10):
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1e-3)
 
 
 @pytest.mark.parametrize("make", [make for name, make in MAKERS.items() if name != "mixture"])
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.parametrize("shape", [(2, 4, 8), (1, 5, 8), (3, 1, 8), (1, 1, 8)], ids=str)
 def test_each_layer_gives_the_same(make, p, shape):
-    x, dy, found = normal(*shape), normal(*shape, seed=1), []
-    for layers in (today, fast_today):
-        layer = make(layers, p)
-        y, dx = Dice(layer).forward(x), layer.backward(dy)
-        found.append([y, dx, *(q.grad for q in find_parameters(layer))])
-    for ours, theirs in zip(found[1], found[0], strict=True):
-        assert_near(ours, theirs)
+    assert_layers_agree(make, p, shape, (today, fast_today))
 
 
 def test_arrays_longer_than_a_tile():
@@ -54,23 +42,8 @@ def test_the_weights_can_be_looked_at():
 @each_mixture
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_the_models_have_the_same_gradients(parts, dropout):
-    pair = [make_model(parts, kind=kind, dropout=dropout) for kind in (TodayLLM, FastTodayLLM)]
-    rng = np.random.default_rng(0)
-    for B, T in [(3, 5), (1, 1), (1, 9), (4, 2), (3, 5)]:
-        ids, targets = rng.integers(7, size=(2, B, T))
-        targets[rng.random((B, T)) < 0.4] = -1
-        targets[0, 0] = 3
-        found = []
-        for model in pair:
-            model.zero_grad()
-            model.train()
-            model.reseed([1, 2])
-            loss = model.loss(ids, targets)
-            model.backward()
-            model.eval()
-            found.append([np.array(loss), *(p.grad.copy() for p in model.parameters())])
-        for ours, theirs in zip(found[1], found[0], strict=True):
-            assert np.abs(ours - theirs).max() <= 1e-9 * max(np.abs(theirs).max(), 1e-3)
+    assert_gradients_agree(*(make_model(parts, kind=kind, dropout=dropout)
+                             for kind in (TodayLLM, FastTodayLLM)))
 
 
 @each_mixture

@@ -18,7 +18,7 @@ from torture import ENV, make_home, reference, result
 
 LONG = (*torture.TEXTS, "--workers", "2", "--epochs", "300")
 SHORT = (*torture.TEXTS, "--workers", "1", "--epochs", "4")
-QUICK = (*torture.TEXTS, "--workers", "2", "--epochs", "15")
+QUICK = (*torture.TEXTS, "--workers", "2", "--epochs", "10")
 
 
 def training(home, arguments=LONG, **env):
@@ -128,7 +128,7 @@ def test_a_helper_that_is_killed_costs_nothing_but_a_sentence(tmp_path, quick):
     _, said = process.communicate(timeout=20)
     assert process.returncode == 1
     assert sentences(said) == [
-        "simple_llm: a helper process died: signal SIGKILL"]
+        "simple_llm: a helper process died, with the exit status -9"]
     finish(tmp_path / "home")
     assert result(tmp_path / "home") == quick
 
@@ -175,7 +175,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("writes", [0, 3, 31])
+@pytest.mark.parametrize("writes", [1, 31])
 def test_a_disk_that_fills_up_is_said_and_the_run_goes_on_when_there_is_room(
         tmp_path, writes, quick):
     home = make_home(tmp_path / "home")

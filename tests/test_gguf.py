@@ -11,7 +11,6 @@ import tempfile
 import time
 import tracemalloc
 import warnings
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -42,11 +41,8 @@ U4, STRING, LIST, U8 = 4, 8, 9, 10
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("gguf")
-    with zipfile.ZipFile(HERE / "gguf.zip") as archive:
-        archive.extractall(home)
-    return home
+def home(unpack):
+    return unpack("gguf.zip")
 
 
 @pytest.fixture(scope="module")

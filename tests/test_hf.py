@@ -2,7 +2,6 @@
 import json
 import re
 import unicodedata
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -16,11 +15,8 @@ from simple_llm.tokenizer import ALPHABET, Tokenizer, chunk_pattern, learn_merge
 
 
 @pytest.fixture(scope="module")
-def hf(tmp_path_factory):
-    home = tmp_path_factory.mktemp("hf")
-    with zipfile.ZipFile(Path(__file__).with_name("hf.zip")) as archive:
-        archive.extractall(home)
-    return home
+def hf(unpack):
+    return unpack("hf.zip")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from simple_llm.engine import muon as quick
+from simple_llm.engine import fast as quick
 from simple_llm.engine.fast import FastLLM, Flat
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.today import muon as plain
@@ -32,12 +32,6 @@ def test_the_scale_of_a_matrix_has_no_say():
 
 def test_a_gradient_of_zero_gives_no_step():
     assert (plain.orthogonalize(np.zeros((3, 4))) == 0).all()
-
-
-@pytest.mark.parametrize("shape", [(20, 20), (12, 48), (48, 12)], ids=str)
-def test_the_fast_iteration_is_the_same(shape):
-    G = normal(*shape)
-    np.testing.assert_allclose(quick.orthogonalize(G.copy()), plain.orthogonalize(G), atol=1e-9)
 
 
 def take_steps(model, optimizer, steps=10):

@@ -2,9 +2,8 @@
 import numpy as np
 import pytest
 
-from simple_llm.engine.fast import FastLLM
+from simple_llm.engine.fast import FastLLM, Muon
 from simple_llm.engine.fast_today import FastTodayLLM
-from simple_llm.engine.muon import Muon
 from simple_llm.engine.parallel import make_optimizer, make_team
 from simple_llm.engine.resume import Run, read_checkpoint
 from simple_llm.model import Config

@@ -15,20 +15,16 @@ from simple_llm.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
-BENCH = ["growth.svg", "roofline.svg", "tokens.svg"]
+BENCH = ["roofline.svg"]
 INSIDE = ["attention.svg", "embeddings.svg", "heads.svg", "lens.svg", "positions.svg"]
 
 
 def draw(directory):
-    """All pictures, and those of bench.py from made-up measurements."""
+    """All pictures, and the one of bench.py from made-up measurements."""
     pictures.main(str(directory))
     pictures.main(str(directory), str(ROOT / "tests" / "trained"))
     bench_charts.draw_roofline(directory / "roofline.svg", 200e9, 50e9, {
         "product": (40.0, 220e9), "sum": (0.125, 7e9), "tanh": (0.125, 6e9), "max": (0.25, 1e9)})
-    bench_charts.draw_growth(directory / "growth.svg", {
-        "time": [1, 1.9, 3.6, 7.0], "memory": [1, 2, 4, 8], "other": [1, 2, 4, 8.1]})
-    bench_charts.draw_token_times(directory / "tokens.svg", {
-        "small": [0.1, 0.12, 0.15], "big": [2.0, 2.5, 3.0]}, 16)
     return directory
 
 

@@ -33,16 +33,16 @@ def run(*arguments, cwd):
     return forked.run(*arguments, cwd=cwd, env=ENV)
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("text, 1 worker", "90"),
-                                              ("stories, 2 workers", "14")])
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(tmp_path, name, epochs):
+@pytest.mark.parametrize(("name", "epochs", "ways"), [
+    ("text, 1 worker", "60", ["point", "write", "point"]),
+    ("stories, 2 workers", "9", ["point", "clock", "write"])])
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bytes(tmp_path, name, epochs, ways):
     arguments = (*RUNS[name], "--epochs", epochs)
     wanted = reference(tmp_path / "alone", arguments)
     assert {"model.safetensors", "loss.svg", "config.json"} <= wanted.keys()
-    ways = ["point", "clock", "point", "write"]
     with tempfile.TemporaryDirectory() as disk:            # where a write can be met
         hits = torture.torture(Path(disk, "home"), arguments, wanted, ways, random.Random(1))
-    assert hits["while a file was written"] + hits["elsewhere"] >= 3
+    assert hits["while a file was written"] + hits["elsewhere"] >= 2
 
 
 def stopped(home, *arguments, sent=signal.SIGINT):
@@ -57,7 +57,7 @@ def stopped(home, *arguments, sent=signal.SIGINT):
     return process.returncode, said
 
 
-LONG = (*torture.TEXTS, "--workers", "1", "--epochs", "60")
+LONG = (*torture.TEXTS, "--workers", "1", "--epochs", "40")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def refused(copy, monkeypatch, capsys):
 def test_ctrl_c_stops_in_the_middle_of_an_epoch_and_the_run_ends_in_the_same_bytes(
         copy, tmp_path):
     step = read_checkpoint(copy / "model" / CHECKPOINT).step
-    assert 0 < step < 60 * 17                  # mostly in the middle of an epoch
+    assert 0 < step < 40 * 17                  # mostly in the middle of an epoch
     wanted = reference(tmp_path / "alone", LONG)
     said = finish(start(copy, ("--out", "model")))         # the options are known
     assert f"resumed at step {step} of " in said
@@ -151,7 +151,7 @@ def test_a_checkpoint_is_written_when_it_is_due_and_at_each_evaluation(tmp_path)
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    (("--epochs", 61), "epochs was 60 and is now 61"),
+    (("--epochs", 41), "epochs was 40 and is now 41"),
     (("--learning-rate", "0.5"), "learning_rate was 0.001 and is now 0.5"),
     (("--width", 16), "d_model was 8 and is now 16"),
     (("--workers", 2), "workers was 1 and is now 2"),

@@ -319,10 +319,12 @@ def test_a_wrong_option_exits_2(desk, args):
 
 
 @pytest.mark.parametrize("last", ["pass", ""])
-def test_chunks_that_double_at_each_level_are_refused_and_do_not_fill_the_memory(last):
+def test_chunks_that_double_at_each_level_are_refused_and_do_not_fill_the_memory(last, monkeypatch):
     chunks = [block(f"#c{n}", f"<<c{n + 1}>>", f"<<c{n + 1}>>") for n in range(60)]
     text = "".join([block("file=a.py", "<<c0>>"), *chunks, block("#c60", last)])
-    with pytest.raises(tangle.TangleError, match="more than 1,000,000 lines"):
+    assert tangle.MOST_LINES == 10**6
+    monkeypatch.setattr(tangle, "MOST_LINES", 10**5)
+    with pytest.raises(tangle.TangleError, match="more than 100,000 lines"):
         tangle.tangle(text)
 
 
@@ -736,13 +738,13 @@ def mutated(seed: int) -> bytes:
     return text.encode().replace("é".encode(), b"\xe9" if seed % 3 else "é".encode())
 
 
-def test_a_thousand_broken_books_write_the_whole_tree_or_nothing(desk):
+def test_hundreds_of_broken_books_write_the_whole_tree_or_nothing(desk):
     (desk.home / "outside").mkdir()
     (desk.home / "outside/precious").write_text("mine")
     desk.build.mkdir()
     (desk.build / "link").symlink_to(desk.home / "outside")
     outcomes = Counter()
-    for seed in range(1000):
+    for seed in range(400):
         data, before = mutated(seed), tree(desk.build)
         desk.write(data)
         command = ["check"] if seed % 4 == 0 else ["--force"]
@@ -759,7 +761,7 @@ def test_a_thousand_broken_books_write_the_whole_tree_or_nothing(desk):
         assert set(os.listdir(desk.home)) == {"simple_llm.md", "build", "outside"}
         again = tangle.add_captions(data.decode(errors="replace"))
         assert tangle.add_captions(again) == again, seed
-    assert min(outcomes["--force", 0], outcomes["--force", 1]) > 100
+    assert min(outcomes["--force", 0], outcomes["--force", 1]) > 40
 
 
 # The program as a program
@@ -776,7 +778,9 @@ def test_a_book_of_400_kilobytes_is_tangled_in_a_third_of_a_second(desk):
         start = time.perf_counter()
         assert desk.run("where", "a:12000")[0] == 0
         times.append(time.perf_counter() - start)
-    assert min(times) < 1.0  # 0.2 s on an idle machine
+        if times[-1] < 1.0:                             # 0.2 s on an idle machine
+            return
+    assert not times
 
 
 def test_the_standard_library_is_enough_and_a_terminal_without_angle_brackets(desk):

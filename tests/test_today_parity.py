@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simple_llm.engine.fast import Flat
+from simple_llm.engine.fast import Flat, Muon as FastMuon
 from simple_llm.engine.fast_today import FastTodayLLM
-from simple_llm.engine.muon import Muon as FastMuon
 from simple_llm.layers import Parameter
 from simple_llm.today.model import TodayConfig, TodayLLM, turn_matrices
 from simple_llm.today.muon import Muon

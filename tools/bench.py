@@ -1,4 +1,4 @@
-"""How fast is it? python tools/bench.py [--json | layouts | figures DIRECTORY]
+"""How fast is it? python tools/bench.py [--json | figures DIRECTORY]
 
 Needs build/ (make tangle), and NumPy alone; bench_torch.py puts PyTorch beside it.
 """
@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-import tracemalloc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 
 import numpy as np  # noqa: E402
 
-from bench_charts import draw_growth, draw_roofline, draw_token_times  # noqa: E402
+from bench_charts import draw_roofline  # noqa: E402
 from simple_llm.batches import Array, Batch  # noqa: E402
 from simple_llm.engine.fast import AdamW, FastLLM, Flat  # noqa: E402
 from simple_llm.engine.parallel import DataParallel, real_cores  # noqa: E402
@@ -181,71 +180,6 @@ def measure_jobs() -> dict[str, tuple[float, float]]:
             for name, (job, count, size) in jobs().items()}
 
 
-def by_rows(model: SimpleLLM) -> SimpleLLM:
-    """Let each weight lie in memory row after row."""
-    for p in model.parameters():
-        p.data = np.ascontiguousarray(p.data)
-    return model
-
-
-def print_layouts(config: Config = Config(50257, 1024, 768, 12, 12), rounds: int = 7) -> None:
-    """What a token costs a model of GPT-2's smallest size, its weights in either order."""
-    models = {"rows": by_rows(FastLLM(config)), "columns": FastLLM(config)}
-    size = sum(p.data.nbytes for p in models["rows"].parameters())
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for name in [*models] * rounds:
-        times[name].append(float(np.median(time_tokens(models[name], 100, temperature=0))))
-    for name, found in times.items():
-        seconds = statistics.median(found)
-        print(f"weights by {name:7} {seconds * 1e3:5.1f} ms per token, "
-              f"{size / seconds / 1e9:3.0f} GB/s")
-
-
-def growth() -> dict[str, list[float]]:
-    """Cost at 1, 2, 4 and 8 times the size, as multiples of the first."""
-    nano, times = SIZES["nano"][0], (1, 2, 4, 8)
-    measures: dict[str, Callable[[int], float]] = {
-        "time, by batch": lambda k: step_time(FastLLM(nano), 4 * k, steps=10),
-        "time, by layers": lambda k: step_time(
-            FastLLM(replace(nano, n_layers=k)), 12, steps=10),
-        "memory, by batch": lambda k: kept_bytes(nano, 4 * k),
-    }
-    costs = {name: [cost(k) for k in times] for name, cost in measures.items()}
-    return {name: [each / found[0] for each in found] for name, found in costs.items()}
-
-
-def kept_bytes(config: Config, batch: int) -> float:
-    """The memory of a model that has made a step, without its parameters."""
-    tracemalloc.start()
-    model, (ids, targets) = FastLLM(config), make_batch(config, batch)
-    before = tracemalloc.get_traced_memory()[0]
-    model.loss(ids, targets)
-    model.backward()
-    after = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    return after - before
-
-
-def token_times(config: Config, tokens: int) -> Array:
-    """Seconds for each token of a text that is generated with the cache."""
-    model = FastLLM(replace(config, context_length=tokens))
-    return np.median([time_tokens(model, tokens - 1) for _ in range(5)], axis=0)
-
-
-def time_tokens(model: SimpleLLM, tokens: int, **sampling: float) -> Array:
-    """(tokens,): seconds for each token of one text."""
-    stamps = [time.perf_counter()]
-    for _ in model.generate([1], max_new_tokens=tokens, seed=0, **sampling):
-        stamps.append(time.perf_counter())
-    return np.diff(stamps)
-
-
-def smooth_token_times(name: str, tokens: int = 1024, each: int = 16) -> list[float]:
-    """Milliseconds per generated token of a model, as medians of neighbours."""
-    ms = token_times(SIZES[name][0], tokens) * 1e3                         # (tokens,)
-    return [float(np.median(ms[t : t + each])) for t in range(0, tokens - each, each)]
-
-
 def main(arguments: list[str]) -> None:
     workers = min(4, real_cores())
     match arguments:
@@ -253,14 +187,9 @@ def main(arguments: list[str]) -> None:
             bench(workers, bool(arguments))
         case ["one", name, count]:
             print(json.dumps(measure(name, int(count))))
-        case ["layouts"]:
-            print_layouts()
         case ["figures", directory]:
             draw_roofline(Path(directory) / "roofline.svg", product_rate(), memory_rate(),
                           measure_jobs())
-            draw_growth(Path(directory) / "growth.svg", growth())
-            draw_token_times(Path(directory) / "tokens.svg", {
-                name: smooth_token_times(name) for name in ("nano", "big")}, 16)
         case _:
             sys.exit(__doc__)
 

@@ -38,6 +38,12 @@ OF_OTHERS = {name for kind in (list, dict, set, str, bytes, Path, np, np.ndarray
 Lines = list[tuple[str, tangle.Block]]
 
 
+@functools.cache
+def parse(text: str) -> ast.Module:
+    """The same texts are asked for again and again; nobody changes a tree."""
+    return ast.parse(text)
+
+
 class Prefix:
     """The blocks of a book, and which of them the program of a chapter has."""
 
@@ -55,6 +61,8 @@ class Prefix:
                     self.chunks[name] = [self.chunks[name][0]._replace(body=body)]
         self.files = {block.name: block for block in blocks
                       if block.kind == "file" and block.name.endswith(".py")}
+        self.uses = {part.line: {use.text for use in tangle.find_uses([part])}
+                     for part in [*blocks, *(part for parts in self.chunks.values() for part in parts)]}
         self.known = {line for line, chapter in self.chapter.items() if chapter <= last}
         self.borrowed: dict[str, int] = {}              # from which chapters
         self.defined_in: dict[str, dict[str, tangle.Block]] = {}
@@ -81,16 +89,15 @@ class Prefix:
     def has(self, block: tangle.Block) -> bool:
         """Is anything of this file known?"""
         return block.line in self.known or any(
-            part.line in self.known for use in tangle.find_uses([block])
-            for part in self.chunks[use.text])
+            part.line in self.known for name in self.uses[block.line]
+            for part in self.chunks[name])
 
     def parents(self, block: tangle.Block) -> Iterator[tangle.Block]:
         """The blocks through which a block comes into its file, and itself."""
         yield block
         for parts in [*self.chunks.values(), [*self.files.values()]]:
             for part in parts:
-                if block.kind == "chunk" and block.name in {
-                        use.text for use in tangle.find_uses([part])}:
+                if block.kind == "chunk" and block.name in self.uses[part.line]:
                     yield from self.parents(part)
 
     def definitions(self, path: str) -> dict[str, tangle.Block]:
@@ -98,7 +105,7 @@ class Prefix:
         if path not in self.defined_in and path in self.files:
             lines = self.expand(self.files[path], whole=True)
             self.defined_in[path] = {name: lines[node.lineno - 1][1]
-                                     for node in ast.parse(source(lines)).body
+                                     for node in parse(source(lines)).body
                                      for name in defined(node)}
         return self.defined_in.get(path, {})
 
@@ -111,7 +118,7 @@ class Prefix:
             found: dict[str, list[tuple[ast.ClassDef, tangle.Block]]] = {}
             for block in self.files.values():
                 lines = self.expand(block, whole=True)
-                for owner, method in methods_in(ast.parse(source(lines))):
+                for owner, method in methods_in(parse(source(lines))):
                     found.setdefault(method.name, []).append(
                         (owner, lines[method.lineno - 1][1]))
             for name, pairs in found.items():
@@ -168,7 +175,7 @@ def names_in_functions(block: tangle.Block) -> list[str]:
     """The chunks that are named where a block's functions have their lines."""
     uses = [tangle.REFERENCE.fullmatch(line) for line in block.body]
     code = "\n".join(f"{use[1]}..." if use else line for use, line in zip(uses, block.body))
-    within = {line for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)
+    within = {line for node in ast.walk(parse(code)) if isinstance(node, ast.FunctionDef)
               for line in range(node.lineno, node.end_lineno + 1)}
     return [use[2] for number, use in enumerate(uses, 1) if use and number in within]
 
@@ -186,7 +193,7 @@ def bases(owner: ast.ClassDef) -> set[str]:
 
 def called_of_objects(text: str) -> set[str]:
     """The names in calls such as model.generate(...)."""
-    return {node.func.attr for node in ast.walk(ast.parse(text))
+    return {node.func.attr for node in ast.walk(parse(text))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
 
 
@@ -207,7 +214,7 @@ def mentioned(tree: ast.Module) -> set[str]:
 @functools.cache
 def takes(path: str, text: str) -> tuple[set[str], set[str]]:
     """The attributes that a file takes of anything, and the files it uses as modules."""
-    tree = ast.parse(text)
+    tree = parse(text)
     modules = {path_of(f"{node.module}.{alias.name}")
                for node in imports(tree) for alias in node.names}
     itself = {path} if "sys.modules[__name__]" in text else set()
@@ -218,7 +225,7 @@ def takes(path: str, text: str) -> tuple[set[str], set[str]]:
 @functools.cache
 def imported(text: str) -> frozenset[str]:
     return frozenset(alias.asname or alias.name
-                     for node in imports(ast.parse(text)) for alias in node.names)
+                     for node in imports(parse(text)) for alias in node.names)
 
 
 def passed_on(files: dict[str, str]) -> dict[str, frozenset[str]]:
@@ -232,7 +239,7 @@ def passed_on(files: dict[str, str]) -> dict[str, frozenset[str]]:
 
 def needs(path: str, text: str, passed: frozenset[str]) -> Iterator[tuple[str, str]]:
     """The names that a file needs from itself and from others: the file, and the name."""
-    tree = ast.parse(text)
+    tree = parse(text)
     top = symtable.symtable(text, path, "exec")
     here = {symbol.get_name() for symbol in top.get_symbols()
             if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()}
@@ -245,13 +252,14 @@ def needs(path: str, text: str, passed: frozenset[str]) -> Iterator[tuple[str, s
             if symbol.is_global() and symbol.is_referenced() and name not in here | GIVEN:
                 yield path, name
     uses = mentioned(tree) | passed
+    attributes = [(use.value.id, use.attr) for use in ast.walk(tree)
+                  if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name)]
     for node in imports(tree):
         for alias in node.names:
             name = alias.asname or alias.name
-            for use in ast.walk(tree):                  # a module, used as module.name
-                if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name):
-                    if use.value.id == name:
-                        yield path_of(f"{node.module}.{alias.name}"), use.attr
+            for owner, attribute in attributes:         # a module, used as module.name
+                if owner == name:
+                    yield path_of(f"{node.module}.{alias.name}"), attribute
             if name in uses:
                 yield path_of(node.module), alias.name
 
@@ -266,7 +274,7 @@ def wanted_by(path: str, text: str,
 @functools.cache
 def drop_imports(text: str, passed: frozenset[str]) -> str:
     """The text without imports from the package that it neither uses nor passes on."""
-    tree, lines = ast.parse(text), text.split("\n")
+    tree, lines = parse(text), text.split("\n")
     uses = mentioned(tree) | passed
     for node in reversed(imports(tree)):
         names = [alias for alias in node.names if (alias.asname or alias.name) in uses]

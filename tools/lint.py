@@ -32,6 +32,7 @@ class Book:
 
     def __init__(self, text: str, root: Path = ROOT, numbers: str = "") -> None:
         self.text, self.root, self.numbers = text, root, numbers
+        self.cuts: dict[str, dict[str, Book]] = {}          # made once, for many rules
         self.blocks, _ = tangle.read_blocks(text)
         self.tangled = [block for block in self.blocks if block.kind]
         lines = text.split("\n")
@@ -50,13 +51,17 @@ class Book:
 
     def cut(self, levels: str) -> dict[str, Book]:
         """The book cut before each heading of these levels, with the lines it has here."""
+        if levels in self.cuts:
+            return self.cuts[levels]
         lines = self.text.split("\n")
         starts = [(number, line.lstrip("# ")) for number, line in self.headings
                   if re.match(levels, line) and number > self.headings[0][0]]
         ends = [number for number, _ in starts] + [len(lines) + 1]
         pieces = {name: (start, end) for (start, name), end in zip(starts, ends[1:])}
-        return {name: Book("\n" * (start - 1) + "\n".join(lines[start - 1:end - 1]), self.root)
-                for name, (start, end) in {"Preface": (1, ends[0]), **pieces}.items()}
+        self.cuts[levels] = {
+            name: Book("\n" * (start - 1) + "\n".join(lines[start - 1:end - 1]), self.root)
+            for name, (start, end) in {"Preface": (1, ends[0]), **pieces}.items()}
+        return self.cuts[levels]
 
     def parts(self) -> dict[str, Book]:
         """The preface, the parts and the appendices; {} if the book has no parts."""

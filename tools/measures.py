@@ -68,13 +68,6 @@ def width_inside() -> int:
     return SimpleLLM(Config(27, 73), seed=0).blocks[0].feed_forward.widen.weight.data.shape[1]
 
 
-def late_tokens() -> tuple[float, float]:
-    """How much the last token costs, in first ones: what the title of tokens.svg says."""
-    title = re.search("<title>(.*?)</title>", (ROOT / "figures/tokens.svg").read_text())[1]
-    low, high = re.findall(r"\d+\.\d+", title)
-    return float(low), float(high)
-
-
 def orthogonalizing(width: int, blocks: int, tokens: int) -> float:
     """Muon's operations in a step, as a share of those of the blocks' products."""
     def five_rounds(rows: int, columns: int) -> int:

@@ -22,8 +22,7 @@ from experiments import of_characters  # noqa: E402
 from simple_llm.cli.fetch import find  # noqa: E402
 from simple_llm.cli.models import load  # noqa: E402
 from simple_llm.cli.words import make_visible  # noqa: E402
-from simple_llm.engine import muon  # noqa: E402
-from simple_llm.engine.fast import FastLLM, Flat  # noqa: E402
+from simple_llm.engine.fast import FastLLM, Flat, Muon  # noqa: E402
 from simple_llm.engine.parallel import DataParallel  # noqa: E402
 from simple_llm.layers import softmax  # noqa: E402
 from simple_llm.model import SimpleLLM  # noqa: E402
@@ -42,7 +41,7 @@ def train_on_characters() -> tuple[SimpleLLM, Any]:
     corpus, config = of_characters(gather_text(["pydoc"]))
     model = FastLLM(config, 0)
     options = Options(max_steps=1000, learning_rate=2e-3, workers=1)
-    with DataParallel(model, muon.Muon(Flat(model), 10.0)) as team:
+    with DataParallel(model, Muon(Flat(model), 10.0)) as team:
         train(team, corpus, options, lambda moment: None)
     return model, corpus
 
