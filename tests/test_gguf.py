@@ -1,5 +1,6 @@
 """GGUF files, read by hand; tools/make_gguf.py made what they are compared with, once."""
 import functools
+import io
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import pytest
 
 import make_tokenizers_today as tokenizers_today
 import simple_llm
+from simple_llm.cli import fetch
 from simple_llm.cli.main import main
 from simple_llm.cli.models import load, load_tokenizer
 from simple_llm.engine.fast_today import FastTodayLLM, apply_all
@@ -555,6 +557,28 @@ def test_no_head_asks_for_more_memory_than_a_few_times_the_file(tmp_path):
 
 
 # The real file
+
+
+@pytest.mark.parametrize(("words", "times"), [
+    (["chat", "--model"], 2), (["generate", "--max-new-tokens", "2", "--model"], 1), (["info"], 1)], ids=lambda x: str(x)[:7])
+def test_a_kept_file_is_hashed_once_and_its_head_read_for_the_model_and_for_the_template(
+        words, times, put, monkeypatch, tmp_path):
+    (place := tmp_path / "simple_llm").mkdir()
+    kept, done = put().rename(place / "smollm2.gguf"), []
+    book = fetch.SHELF["smollm2"]._replace(file_hash=fetch.digest(kept))
+    monkeypatch.setitem(fetch.SHELF, "smollm2", book)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for module, name in ((fetch, "digest"), (gguf, "read_head")):
+        monkeypatch.setattr(module, name, lambda x, name=name, usual=getattr(module, name): done.append(name) or usual(x))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main([*words, "smollm2"]) == 0
+    assert done == ["digest", *times * ["read_head"]]
+
+
+def test_a_file_whose_sizes_need_more_numbers_than_it_has_is_named_alone(put):
+    path = put({"llama.block_count": 100})
+    refused(path, "numbers, and its sizes need")
 
 
 @real
