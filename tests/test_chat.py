@@ -294,13 +294,35 @@ def test_a_template_is_found_in_a_directory(files, tmp_path):
     assert template_of(tmp_path) == BARE
 
 
+def pack(text):
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
 def test_a_template_is_found_in_a_gguf_file(tmp_path):
-    def pack(text):
-        return struct.pack("<Q", len(text.encode())) + text.encode()
-    (tmp_path / "with").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + pack("tokenizer.chat_template")
-                                    + struct.pack("<I", 8) + pack(BARE))
+    start = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + pack("tokenizer.chat_template")
+    (tmp_path / "with").write_bytes(start + struct.pack("<I", 8) + pack(BARE))
+    (tmp_path / "number").write_bytes(start + struct.pack("<II", 4, 7))
     (tmp_path / "without").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
     assert template_of(tmp_path / "with") == BARE and template_of(tmp_path / "without") == ""
+    with pytest.raises(UserError, match="number: its chat template is no text.*: 7"):
+        template_of(tmp_path / "number")
+
+
+@pytest.mark.parametrize("template", [
+    [], [BARE], ["default"], [["default", BARE]], [{"template": BARE}], [{"name": "default"}], [{"name": ["default"]}],
+    [{"name": "default", "template": None}], [{"name": "default", "template": 7}], 7, {"default": BARE},
+    [{"name": "tool_use", "template": BARE}]], ids=repr)
+def test_a_template_that_is_no_text_and_a_list_without_a_default_cost_one_sentence(template, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(UserError, match="its chat template is no text, nor a list .* named default: ") as caught:
+        template_of(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path)) and len(str(caught.value).removeprefix(str(tmp_path))) < 150
+
+
+def test_a_template_in_another_encoding_costs_one_sentence(tmp_path):
+    (tmp_path / "chat_template.jinja").write_bytes(BARE.encode() + b"\xe9")
+    with pytest.raises(UserError, match=f"chat_template.jinja is not UTF-8: byte 0xe9 at {len(BARE)}"):
+        template_of(tmp_path)
 
 
 # Turns, and the caches between them
@@ -580,6 +602,42 @@ def test_an_unknown_template_ends_the_command_with_one_sentence(home, tmp_path, 
     assert typed(monkeypatch, "hi\n", "--model", str(tmp_path)) == 1
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and "pip install jinja2" in said.err
+
+
+@pytest.mark.parametrize("template", [BARE, POLITE + "{# tools " * 100 + "#}"], ids=["short", "long"])
+def test_the_end_of_a_turn_ends_an_answer_where_no_file_names_it(template, home, tmp_path, monkeypatch):
+    without_jinja(monkeypatch)
+    for path in home.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(template)
+    config = json.loads((tmp_path / "config.json").read_text())
+    other = TOKENIZER.ids["<|end|>"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": other}))
+    found = []
+    monkeypatch.setattr(command, "converse", lambda talk, how, live: found.append(talk.ends))
+    assert typed(monkeypatch, "hi\n", "--model", str(tmp_path)) == 0
+    assert found == [{other, END}]
+
+
+def test_an_answer_that_fails_midway_is_forgotten_with_its_question(monkeypatch, capsys):
+    talk = converse(make_model())
+    ask(talk, "hi")
+    turns = list(talk.turns)
+
+    def fail(*_, **__):
+        yield TOKENIZER.encode("a")[0]
+        raise UserError("no more")
+    with monkeypatch.context() as patch:
+        patch.setattr(talk.model, "generate", fail)
+        command.answer(talk, "what", {"max_new_tokens": 2}, False)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("a", "simple_llm: no more\n") and talk.turns == turns
+    assert ask(talk, "again") == ask(anew(talk, turns), "again")
+
+
+def test_an_empty_answer_has_no_tokens(monkeypatch, capsys):
+    command.answer(converse(scripted(END)), "hi", {"max_new_tokens": 2, "temperature": 0}, False)
+    assert capsys.readouterr().err == "[0 tokens, 0.0 tokens/s]\n"
 
 
 class Paper(io.StringIO):

@@ -55,6 +55,26 @@ def test_one_token_at_a_time_gives_the_same_logits(parts):
         assert_near(quick.next_logits(ids[:, t : t + 1], caches), whole[:, t], 1e-9)
 
 
+@pytest.mark.parametrize("gap", [0, 5], ids=["neighbours", "apart"])
+@pytest.mark.parametrize("kind", [fast_today.LinearNoBias, fast_today.Linear], ids=["without", "with a bias"])
+def test_neighbours_are_one_product_and_give_the_same(gap, kind):
+    room, widths, layers, end = normal(400).astype(np.float32), (4, 8, 3), [], 7
+    for O in widths:
+        layers.append(kind(room[end : end + 6 * O].reshape(O, 6).T))
+        end += 6 * O + gap
+        if kind is fast_today.Linear:
+            layers[-1].bias.data[...] = O
+    x = normal(2, 6).astype(np.float32)
+    ys = fast_today.apply_all(layers, x)
+    assert (ys[0].base is not None and ys[0].base is ys[2].base) == (gap == 0)
+    layers[1].weight.data = layers[1].weight.data * 2      # no neighbour any more
+    for again in (ys, fast_today.apply_all(layers, x)):
+        for O, y, layer in zip(widths, again, layers, strict=True):
+            factor = 2 if again is ys and O == 8 else 1
+            bias = O if kind is fast_today.Linear else 0
+            np.testing.assert_allclose(y, x @ layer.weight.data / factor + bias, atol=1e-5)
+
+
 def test_it_generates_the_same_text():
     slow, quick = (make_model({}, kind=kind) for kind in (TodayLLM, FastTodayLLM))
     one, two = (list(m.generate([1, 2], 30, 1.0, seed=3)) for m in (slow, quick))

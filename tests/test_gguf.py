@@ -1,5 +1,6 @@
 """GGUF files, read by hand; tools/make_gguf.py made what they are compared with, once."""
 import functools
+import io
 import json
 import os
 import random
@@ -19,9 +20,10 @@ import pytest
 
 import make_tokenizers_today as tokenizers_today
 import simple_llm
+from simple_llm.cli import fetch
 from simple_llm.cli.main import main
 from simple_llm.cli.models import load, load_tokenizer
-from simple_llm.engine.fast_today import FastTodayLLM
+from simple_llm.engine.fast_today import FastTodayLLM, apply_all
 from simple_llm.errors import UserError
 from simple_llm.today import gguf
 from simple_llm.today.gguf import (
@@ -70,7 +72,9 @@ def test_a_tensor_read_in_pieces_is_the_whole_tensor(name, expected, tmp_path, m
     (tmp_path / "a").write_bytes(b"before " + arrays[f"{name}/bytes"].tobytes() + b"behind")
     weights = arrays[f"{name}/weights"]
     monkeypatch.setattr(gguf, "PIECE", {"F32": 5, "BF16": 7, "Q4_1": 5 * 32, "Q6_K": 2 * 256}[name])
-    found = read_tensor(tmp_path / "a", Entry(types[name], (2, len(weights) // 2), 7))
+    entry, room = Entry(types[name], (2, len(weights) // 2), 7), np.empty(len(weights), np.float32)
+    found = read_tensor(tmp_path / "a", entry, room)
+    assert np.shares_memory(found, room)
     np.testing.assert_array_equal(found, weights.reshape(2, -1))
 
 
@@ -237,6 +241,20 @@ def test_logits_are_those_of_transformers_on_the_same_weights(name, plain, home,
     found = model.forward(expected[0][f"{name}/ids"].astype(int))[0, ::21]
     assert found.shape == theirs.shape and theirs.std() > 0.3
     assert np.abs(found - theirs).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_asked_of_the_same_rows_is_one_product_and_cached_reading_is_uncached(name, home):
+    model, plain = load(home / f"{name}.gguf")[0], load(home / f"{name}.gguf", plain=True)[0]
+    for block in model.blocks:
+        a, feed, x = block.attention, block.feed_forward, np.ones((1, model.config.d_model), np.float32)
+        for layers in ([a.make_k, a.make_q, a.make_v], [feed.gate, feed.up]):
+            ys = apply_all(layers, x)
+            assert ys[0].base is not None and all(y.base is ys[0].base for y in ys)
+    ids, caches = np.arange(9)[None] * 7, model.make_caches()
+    whole = plain.forward(ids)[0]
+    found = [model.next_logits(ids[:, t : t + 1], caches)[0] for t in range(9)]
+    assert np.abs(found - whole).max() < 1e-5
 
 
 def test_the_hands_of_llama_3_are_slowed_down_and_it_matters(home, expected):
@@ -535,6 +553,28 @@ def test_no_head_asks_for_more_memory_than_a_few_times_the_file(tmp_path):
 
 
 # The real file
+
+
+@pytest.mark.parametrize(("words", "times"), [
+    (["chat", "--model"], 2), (["generate", "--max-new-tokens", "2", "--model"], 1), (["info"], 1)], ids=lambda x: str(x)[:7])
+def test_a_kept_file_is_hashed_once_and_its_head_read_for_the_model_and_for_the_template(
+        words, times, put, monkeypatch, tmp_path):
+    (place := tmp_path / "simple_llm").mkdir()
+    kept, done = put().rename(place / "smollm2.gguf"), []
+    book = fetch.SHELF["smollm2"]._replace(file_hash=fetch.digest(kept))
+    monkeypatch.setitem(fetch.SHELF, "smollm2", book)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for module, name in ((fetch, "digest"), (gguf, "read_head")):
+        monkeypatch.setattr(module, name, lambda x, name=name, usual=getattr(module, name): done.append(name) or usual(x))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main([*words, "smollm2"]) == 0
+    assert done == ["digest", *times * ["read_head"]]
+
+
+def test_a_file_whose_sizes_need_more_numbers_than_it_has_is_named_alone(put):
+    path = put({"llama.block_count": 100})
+    refused(path, "numbers, and its sizes need")
 
 
 @real
