@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
@@ -134,8 +134,12 @@ class Prose:
                 yield match.span()
 
     def matches(self, entry: Entry) -> Iterator[re.Match[str]]:
-        pattern = re.compile(entry.pattern(), re.M)
-        yield from pattern.finditer(self.plain, *self.chapter(entry.chapter))
+        yield from compiled(entry.pattern()).finditer(self.plain, *self.chapter(entry.chapter))
+
+
+@cache                                                  # re keeps 512, and these are more
+def compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.M)
 
 
 def read_table(table: str) -> tuple[list[Entry], list[Entry]]:
