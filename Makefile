@@ -21,7 +21,7 @@ TORCH   := .venv-torch$(if $(TRANSFORMERS),-$(TRANSFORMERS))
 WEAVER  := .venv-book
 
 .DEFAULT_GOAL := help
-.PHONY: help tangle train test torture generate chat inspect info eval tokenize tiny first shell \
+.PHONY: help tangle train test torture generate chat assistant inspect info eval tokenize tiny first shell \
 	test-hostile bench bench-torch bench-bpe parity captions book-check refresh refresh-all clean
 
 help:  ## show this list
@@ -59,6 +59,9 @@ generate: build  ## continue PROMPT="..." with the trained model
 chat: build  ## tell the trained model a story, and ask; MODEL=smollm2: chat with a real one
 	@OPENBLAS_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) \
 		$(RUN) chat --model="$$MODEL" $(ARGS)
+
+assistant: build  ## pretrain, instruct and reward an assistant, then MODEL=assistant
+	@$(RUN) assistant $(ARGS)
 
 inspect: build  ## write inspect.html: what the model does with PROMPT="..."
 	@$(RUN) inspect --model="$$MODEL" $(ARGS) -- "$$PROMPT"
