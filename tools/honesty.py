@@ -2,7 +2,7 @@
 
     table [FIRST]             the model's odds against the true ones, in nats, by kind of word
     calibration DIRECTORY [FIRST]  the same as a picture, calibration.svg
-    strangers                 what is said of somebody who is not in the story; some seeds
+    strangers [FIRST]         what is said of somebody who is not in the story; some seeds
     refusals [BASE]           the same after some conversations with "nobody knows"
 
 FIRST and BASE are directories with models that are else trained, the one of `make first` and
@@ -36,7 +36,7 @@ from simple_llm.today.assistant import (  # noqa: E402
 )
 from simple_llm.today.odds import odds  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
-from simple_llm.train import Alone, Options, train  # noqa: E402
+from simple_llm.train import Alone, Options, evaluate, train  # noqa: E402
 from simple_llm.world import Story, StoryCorpus, World  # noqa: E402
 
 WORLD = World()
@@ -49,7 +49,7 @@ KINDS = {"name": "who acts, if anybody", "habit": "the place or thing",
 def first_model(directory: str = "") -> SimpleLLM:
     """That of `make first`: 300 batches, and it answers by habit. Trained, if not given."""
     if directory:
-        return SimpleLLM.from_pretrained(directory)
+        return FastLLM.from_pretrained(directory)
     corpus = StoryCorpus(WORLD, steps_per_epoch=300, held_out=100)
     model = FastLLM(Config(corpus.tokenizer.vocab_size, corpus.longest))
     stdout, sys.stdout = sys.stdout, sys.stderr        # its scores are not ours
@@ -222,10 +222,10 @@ def ask(
     return softmax(logits[np.arange(len(rows)), [len(row) for row in rows]])
 
 
-def print_strangers(seeds: str = "3") -> None:
+def print_strangers(first: str = "") -> None:
     corpus = StoryCorpus(WORLD)
     asked, tokens = strangers(corpus.held_out), corpus.tokenizer.tokens
-    print(f"{len(asked)} questions   of another  of nobody  by habit  probability")
+    print(f"{len(asked)} questions   of another  of nobody  by habit  probability   others answered")
 
     def row(name: str, model: SimpleLLM) -> None:
         p = ask(model, corpus.tokenizer, asked)                            # (N, V)
@@ -234,11 +234,12 @@ def print_strangers(seeds: str = "3") -> None:
         habit = np.mean([word in (WORLD.likes(who, True), WORLD.likes(who, False))
                          for word, (_, who) in zip(said, asked)])
         print(f"{name:13}{told:12.0%}{1 - told:11.0%}{habit:10.0%}"
-              f"{p.max(axis=1).mean():13.2f}", flush=True)
+              f"{p.max(axis=1).mean():13.2f}"
+              f"{evaluate(Alone(model), corpus).answers:18.1%}", flush=True)
 
-    row("300 batches", first_model())
+    row("300 batches", first_model(first))
     row("make train", SimpleLLM.from_pretrained(TRAINED))
-    for seed in range(int(seeds)):
+    for seed in range(3):
         row(f"half, seed {seed}", trained_model(seed))
 
 
