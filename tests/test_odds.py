@@ -152,6 +152,8 @@ def test_each_word_has_its_kind(stories):
     story = World().tell(random.Random(3))
     kinds = list(honesty.kinds_of(story))
     assert kinds[:13] == ["name", "either", "forced", "habit", "forced", *kinds[:5], *kinds[:3]]
+    assert [(k, kinds[k]) for k, word in enumerate(story.words) if word == "what"][:2] == [
+        (16, "name"), (23, "either")]                       # nobody acts; another question
     for each in stories:
         kinds = list(honesty.kinds_of(each))
         assert [k for k, kind in enumerate(kinds) if kind == "answer"] == [
