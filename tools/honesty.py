@@ -165,12 +165,17 @@ def draw_calibration(directory: str, first: str = "") -> None:
     models = {"after 300 batches (chapter 9)":
               first_model(first),
               "after make train": SimpleLLM.from_pretrained(TRAINED)}
+    each = [compare(model, corpus, corpus.held_out) for model in models.values()]
+    said, came, count = next(row for row in bins(each[0], each[0].kinds == "answer")
+                             if 0.5 <= row[0] < 0.6)
     drawing = Drawing(
         "Frequencies hardly tell the two apart; the true odds do",
         "Two charts of the probability that a model gives against the true odds. In both, the "
         "rings, which are frequencies, lie near the diagonal. Of the model after 300 batches "
-        "the points of the answers lie far from it, at 0 and at 1; of the trained one all "
-        "points lie near it, and the answers at 0 or at 1 on both axes.",
+        "the points of the answers lie far from it, at 0 and at 1; of the trained one nearly "
+        "all lie near it, and the answers at 0 or at 1 on both axes. Of "
+        f"{count:.0f} words to which the first gives 0.5 to 0.6 as an answer, {said:.2f} on "
+        f"average, {came:.0%} came.",
         484, ["Marks: words that could have come, by their true odds. Rings: what can be had "
               "without these,", "the share of words that came, of all that were given such a "
               "probability."])
@@ -179,8 +184,8 @@ def draw_calibration(directory: str, first: str = "") -> None:
         drawing.path(f"M{x + 4 + dx},{88 + dy}{stroke}", color, 2)
         drawing.text(x + 14, 92, name, color, 13)
         x += 90
-    for left, (title, model) in zip((60, 412), models.items()):
-        draw_panel(drawing, left, title, compare(model, corpus, corpus.held_out))
+    for left, title, odds_of_it in zip((60, 412), models, each):
+        draw_panel(drawing, left, title, odds_of_it)
     drawing.text(684, 140, "here are all answers", RED, 13, "end")
     drawing.save(Path(directory) / "calibration.svg")
 
@@ -196,10 +201,6 @@ def print_table(first: str = "") -> None:
         entropy = abs(np.log(np.where(p > 0, p, 1) ** p).sum(axis=1).mean())
         gaps = (divergence(p, each.model[chosen]).mean() for each in both)
         print(f"{name:20}{len(p):6}{entropy:9.3f}" + "".join(f"{gap:13.4f}" for gap in gaps))
-    said, came, count = next(row for row in bins(both[0], both[0].kinds == "answer")
-                             if 0.5 <= row[0] < 0.6)
-    print(f"\nafter 300 batches, of {count:.0f} words to which it gave 0.5 to 0.6 as an answer, "
-          f"{said:.2f}\non average, {came:.0%} came")
 
 
 # Of people who are not there
@@ -225,7 +226,7 @@ def ask(
 def print_strangers(first: str = "") -> None:
     corpus = StoryCorpus(WORLD)
     asked, tokens = strangers(corpus.held_out), corpus.tokenizer.tokens
-    print(f"{len(asked)} questions   of another  of nobody  by habit  probability   others answered")
+    print(f"{len(asked)} questions  of another  of nobody  by habit  probability  others right")
 
     def row(name: str, model: SimpleLLM) -> None:
         p = ask(model, corpus.tokenizer, asked)                            # (N, V)
@@ -233,9 +234,8 @@ def print_strangers(first: str = "") -> None:
         told = np.mean([word in words for word, (words, _) in zip(said, asked)])
         habit = np.mean([word in (WORLD.likes(who, True), WORLD.likes(who, False))
                          for word, (_, who) in zip(said, asked)])
-        print(f"{name:13}{told:12.0%}{1 - told:11.0%}{habit:10.0%}"
-              f"{p.max(axis=1).mean():13.2f}"
-              f"{evaluate(Alone(model), corpus).answers:18.1%}", flush=True)
+        print(f"{name:13}{told:12.0%}{1 - told:11.0%}{habit:10.0%}{p.max(axis=1).mean():13.2f}"
+              f"{evaluate(Alone(model), corpus).answers:14.1%}", flush=True)
 
     row("300 batches", first_model(first))
     row("make train", SimpleLLM.from_pretrained(TRAINED))
@@ -272,14 +272,14 @@ def instructed(
 def print_refusals(base: str = "") -> None:
     corpus, counts = TaleCorpus(), (50, 1000)
     model = FastLLM.from_pretrained(base) if base else pretrained_model(corpus)
-    print(f"{'':8}" + "".join(f"{f'{count} conversations':>33}" for count in counts))
-    print("  absent" + 2 * "     invented  refused  answered")
+    print(f"{'':8}" + "".join(f"{f'{count:,} conversations':>28}" for count in counts))
+    print(" absent " + 2 * "   invented refused answered")
     for absent in (0.0, 0.01, 0.02, 0.05, 0.1, 0.2):
-        print(f"{absent:8.0%}", end="")
+        print(f"{absent:7.0%} ", end="")
         for count in counts:
             each = [instructed(model, corpus, count, absent, seed) for seed in range(3)]
             answered, _, refused, invented = np.mean(each, axis=0)
-            print(f"{invented:13.0%}{refused:9.1%}{answered:10.1%}", end="", flush=True)
+            print(f"{invented:11.0%}{refused:8.1%}{answered:9.1%}", end="", flush=True)
         print()
 
 
