@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 import honesty
+from simple_llm.errors import UserError
+from simple_llm.model import SimpleLLM
 from simple_llm.today.odds import odds
 from simple_llm.world import StoryCorpus, World
+from test_pictures import problems
 from test_world import TINY, enumerate_stories, told
 
 
@@ -81,6 +84,15 @@ def test_of_a_beginning_the_odds_are_those_of_the_story(stories):
     assert odds(World(), words[:9]) == odds(World(), words)[:9]
 
 
+@pytest.mark.parametrize("words, message", [
+    ("anna went to the key", "no story has 'key' here, but .*attic"),
+    ("anna took took the key", "no story has 'took' here, but the$"),
+])
+def test_of_words_that_are_no_story_the_first_wrong_one_is_named(words, message):
+    with pytest.raises(UserError, match=message):
+        odds(World(), words.split())
+
+
 # What is measured with them
 
 
@@ -98,10 +110,50 @@ def test_the_divergence_by_hand():
     np.testing.assert_allclose(honesty.divergence(p, q), [math.log(2) / 2, math.log(2)])
 
 
+def test_the_trained_model_is_near_the_true_odds_and_sure_of_its_answers(stories):
+    model = SimpleLLM.from_pretrained(honesty.TRAINED)
+    each = honesty.compare(model, StoryCorpus(World(), held_out=50), stories)
+    assert abs(each.true - each.model).max() < 0.3
+    assert abs(each.true - each.model)[each.kinds == "answer"].max() < 0.01
+    assert 0 < honesty.divergence(each.true, each.model).mean() < 0.003
+
+
+def test_bins_hold_the_mean_of_what_was_said_and_the_share_that_came():
+    said = np.tile([0.62, 0.30, 0.08, 0.0], (100, 1))
+    came = np.array([0] * 70 + [1] * 20 + [2] * 10)
+    each = honesty.Odds(np.array(["name"] * 100), said, said, came)
+    np.testing.assert_allclose(honesty.bins(each, each.kinds == "name"), [
+        [0.08, 0.1, 100], [0.30, 0.2, 100], [0.62, 0.7, 100]])
+
+
+def test_strangers_are_those_of_whom_the_story_does_not_tell(stories):
+    asked = honesty.strangers(stories)
+    assert len(asked) == sum(5 - story.words[: story.words.index("what")].count(".")
+                             for story in stories)
+    assert not any(who in words or "?" in words for words, who in asked)
+
+
+def test_a_question_asked_among_others_is_answered_as_alone(stories):
+    model = SimpleLLM.from_pretrained(honesty.TRAINED)
+    tokenizer, asked = StoryCorpus(World(), held_out=50).tokenizer, honesty.strangers(stories)[:9]
+    together = honesty.ask(model, tokenizer, asked)
+    for (words, who), p in zip(asked, together):
+        text = " ".join(["<bos>", *words, "what about", who, "? the"])
+        alone = model.forward(np.array([[tokenizer.ids[word] for word in text.split()]]))[0, -1]
+        alone = np.exp(alone - alone.max())
+        np.testing.assert_allclose(p, alone / alone.sum(), atol=1e-5)
+
+
+def test_the_picture_can_be_read():
+    assert not list(problems(honesty.TRAINED.parent.parent / "figures" / "calibration.svg"))
+
+
 def test_each_word_has_its_kind(stories):
     story = World().tell(random.Random(3))
     kinds = list(honesty.kinds_of(story))
-    assert kinds[:13] == ["name", "verb", "forced", "habit", "forced", *kinds[:5], *kinds[:3]]
+    assert kinds[:13] == ["name", "either", "forced", "habit", "forced", *kinds[:5], *kinds[:3]]
+    assert [(k, kinds[k]) for k, word in enumerate(story.words) if word == "what"][:2] == [
+        (16, "name"), (23, "either")]                       # nobody acts; another question
     for each in stories:
         kinds = list(honesty.kinds_of(each))
         assert [k for k, kind in enumerate(kinds) if kind == "answer"] == [
