@@ -248,7 +248,7 @@ def print_strangers(first: str = "") -> None:
 def pretrained_model(corpus: TaleCorpus) -> SimpleLLM:
     """The one that only continues, as the chapter makes it."""
     model = FastLLM(corpus.config)
-    options = Options(max_steps=600, matrix_rate=0.02, min_lr=0.0, workers=1, evaluations=1)
+    options = Options(max_steps=600, matrix_rate=0.02, min_lr=0.0, workers=2, evaluations=1)
     with make_team(model, options) as team:
         train(team, corpus, options, lambda moment: None)
     return model
