@@ -6,10 +6,10 @@ core. SEEDS, such as 0,1, are for reward.
 """
 from __future__ import annotations
 
+import copy
 import os
 import random
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -30,8 +30,9 @@ from simple_llm.tokenizer import Tokenizer  # noqa: E402
 from simple_llm.train import Options  # noqa: E402
 
 HOPS = (1, 2, 3, 4)
-STEPS, THINK_FIRST, STOPPED, EPOCHS = 750, 300, 220, 5
+STEPS, THINK_FIRST, STOPPED, EPOCHS = 750, 300, 230, 20
 LIMIT = 6                                              # tokens that an answer may take
+SHOWN = (0, 4, 16, 64)                                 # worked examples
 CONTEXT = 96                                           # the longest row of a batch has 91
 PLACE_IDS = [IDS[place] for place in PLACES]
 FULL_STOP = IDS["."]
@@ -178,23 +179,22 @@ def end(chain: dict[int, int], name: int) -> int:
 def vote() -> None:
     """The majority of n samples, of a model that was stopped too early, against tokens spent."""
     model, dice = trained(2, 0, stop=STOPPED), np.random.default_rng(0)
-    sets = [questions(hops, True, 50) for hops in HOPS]
-    most, ballots = 32, []
+    sets = [questions(hops, True, 100) for hops in HOPS]
+    most, ballots = 16, []
     for prompts, paths in sets:
         drawn = [write(model, prompts, dice) for _ in range(most)]
         spent = np.mean([(tokens > 0).sum(axis=1).mean() for tokens in drawn])
         ballots.append((np.array([answers(tokens) for tokens in drawn]), spent))     # (n, B)
-    once = np.mean([accuracy(model, hops, False) for hops in HOPS])
-    greedy = np.mean([accuracy(model, hops, True) for hops in HOPS])
-    print(f"at once {once:.0%}, steps written, always the likeliest {greedy:.0%}\n")
     print(f"{'samples':>7} {'tokens spent':>13} {'right':>6}   hops 1 to 4")
-    for n in (1, 2, 4, 8, 16, 32):
+    for n in (1, 2, 4, 8, 16):
         rows = []
         for (got, _), (_, paths) in zip(ballots, sets):
             truth = np.array([path[-1] for path in paths])
             rows.append(np.mean([majority(got[k : k + n], truth) for k in range(0, most, n)]))
         spent = n * np.mean([spent for _, spent in ballots])
         print(f"{n:7} {spent:13.0f} {np.mean(rows):6.0%}   " + " ".join(f"{row:4.0%}" for row in rows))
+    rows = [accuracy(model, hops, True, 100) for hops in HOPS]
+    print(f"always the likeliest token {np.mean(rows):8.0%}   " + " ".join(f"{row:4.0%}" for row in rows))
 
 
 def majority(got: Array, truth: Array) -> float:
@@ -264,8 +264,36 @@ def reinforce(model: FastLLM, steps: int, seed: int, group: int = 8) -> list[flo
     return rewards
 
 
+def judge(model: FastLLM) -> tuple[float, float, float]:
+    """Right answers, those whose steps are all right, and tokens written; the mean over the hops."""
+    rows = []
+    for hops in HOPS:
+        prompts, paths = questions(hops, True, 50)
+        written = write(model, prompts)
+        right = np.mean([answer == path[-1] for answer, path in zip(answers(written), paths)])
+        steps = np.mean([[token for token in row if token] == path[1:]
+                         for row, path in zip(written.tolist(), paths)])
+        rows.append((right, steps, (written > 0).sum(axis=1).mean()))
+    right, steps, tokens = np.mean(rows, axis=0).tolist()
+    return right, steps, tokens
+
+
 def compare_rewards(seeds: str = "0") -> None:
     """From a few worked examples to reward alone."""
+    print(f"{'':13} {'before':^25} {'after reward alone':^25}")
+    print(f"{'shown':>5} {'seed':>5} " + f"{'right':>8} {'all steps':>9} {'tokens':>6} " * 2)
+    for seed in map(int, seeds.split(",")):
+        base = make_model(2, seed)
+        fit(base, next_only, 400, seed)
+        for shown in SHOWN:
+            model = copy.deepcopy(base)
+            if shown:
+                show_examples(model, shown, seed)
+            line = [judge(model)]
+            reinforce(model, 100, seed)
+            line.append(judge(model))
+            print(f"{shown:5} {seed:5} " + " ".join(f"{right:8.0%} {steps:9.0%} {tokens:6.1f}"
+                                                   for right, steps, tokens in line), flush=True)
 
 
 if __name__ == "__main__":
