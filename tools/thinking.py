@@ -32,7 +32,6 @@ from simple_llm.train import Options  # noqa: E402
 HOPS = (1, 2, 3, 4)
 STEPS, THINK_FIRST, STOPPED, EPOCHS = 750, 300, 230, 20
 LIMIT = 6                                              # tokens that an answer may take
-SHOWN = (0, 4, 16, 64)                                 # worked examples
 CONTEXT = 96                                           # the longest row of a batch has 91
 PLACE_IDS = [IDS[place] for place in PLACES]
 FULL_STOP = IDS["."]
@@ -132,7 +131,7 @@ def compare_hops(directory: str = "", seed: int = 0) -> None:
 def draw_hops(path: Path, table: Array) -> None:
     """Two heat maps of (layers, ways, hops) shares."""
     drawing = Drawing(
-        "At once one hop, whatever the depth; written down, as many as one likes",
+        "At once each layer buys a hop or two; written down, two layers are enough for all",
         "Two heat maps of the share of right answers, by the number of layers and of hops: "
         "asked for the answer at once, and with the steps written in between.",
         296, ["The share of right answers of the same model, asked in two ways. Guessing gets a third."])
@@ -235,7 +234,7 @@ def show_examples(model: FastLLM, count: int, seed: int) -> None:
 
 def reinforce(model: FastLLM, steps: int, seed: int, group: int = 8) -> list[float]:
     """The plain policy gradient, on the final answer alone, against the group's mean; the rewards."""
-    optimizer = make_optimizer(model, Options(learning_rate=0.001, matrix_rate=0.0, weight_decay=0.0))
+    optimizer = make_optimizer(model, Options(learning_rate=0.0003, matrix_rate=0.0, weight_decay=0.0))
     rng, dice, usual, rewards = random.Random(f"reward {seed}"), np.random.default_rng(seed), model.cross_entropy, []
     for step in range(steps):
         prompts, truth = [], []
@@ -260,7 +259,7 @@ def reinforce(model: FastLLM, steps: int, seed: int, group: int = 8) -> list[flo
             model.backward()
         model.cross_entropy = usual
         clip_gradients(model.parameters(), 1.0)
-        optimizer.step(learning_rate(step, steps, 0.001, 10))
+        optimizer.step(learning_rate(step, steps, 0.0003, 10))
     return rewards
 
 
@@ -278,22 +277,21 @@ def judge(model: FastLLM) -> tuple[float, float, float]:
     return right, steps, tokens
 
 
-def compare_rewards(seeds: str = "0") -> None:
-    """From a few worked examples to reward alone."""
-    print(f"{'':13} {'before':^25} {'after reward alone':^25}")
-    print(f"{'shown':>5} {'seed':>5} " + f"{'right':>8} {'all steps':>9} {'tokens':>6} " * 2)
-    for seed in map(int, seeds.split(",")):
-        base = make_model(2, seed)
-        fit(base, next_only, 400, seed)
-        for shown in SHOWN:
+def compare_rewards(seeds: str = "0,1", counts: str = "16,64,256") -> None:
+    """From a few worked examples on by reward alone."""
+    print(f"{'':11}   {'before':^18}   {'after reward alone':^25}")
+    print("shown  seed   right  all steps    right  all steps  tokens")
+    base = make_model(2, 0)
+    fit(base, next_only, 400, 0)
+    for shown in map(int, counts.split(",")):
+        for seed in map(int, seeds.split(",")):
             model = copy.deepcopy(base)
-            if shown:
-                show_examples(model, shown, seed)
-            line = [judge(model)]
+            show_examples(model, shown, seed)
+            right, steps, _ = judge(model)
+            print(f"{shown:5} {seed:5} {right:7.0%} {steps:10.0%}", end="", flush=True)
             reinforce(model, 100, seed)
-            line.append(judge(model))
-            print(f"{shown:5} {seed:5} " + " ".join(f"{right:8.0%} {steps:9.0%} {tokens:6.1f}"
-                                                   for right, steps, tokens in line), flush=True)
+            right, steps, tokens = judge(model)
+            print(f" {right:8.0%} {steps:10.0%} {tokens:7.1f}", flush=True)
 
 
 if __name__ == "__main__":
