@@ -60,6 +60,16 @@ def test_no_place_is_likelier_by_where_it_stands(riddles, guess, hops):
     assert abs(np.mean(right) - 1 / 3) < 0.065         # 900 questions, not all independent
 
 
+def test_a_fact_stands_before_the_one_that_leads_to_it_as_often_as_behind_and_at_any_distance(riddles):
+    steps = []
+    for story, _ in riddles:
+        names = story[::4]
+        steps += [names.index(after) - names.index(name)
+                  for name, after in read(story).items() if after in PEOPLE]
+    assert abs(np.mean(np.array(steps) < 0) - 1 / 2) < 0.04
+    assert abs(np.mean(np.abs(steps) == 1) - 1 / 6) < 0.03     # 22 of 132 pairs of places
+
+
 def test_an_answer_has_all_steps_or_the_last_one_and_its_full_stop():
     path = ["anna", "ben", "dan", "abroad"]
     assert ask(path, True) == (["think", "anna"], ["ben", "dan", "abroad", "."])
