@@ -19,7 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
 
 import numpy as np  # noqa: E402
 
-from chart import GREY, INK, Drawing  # noqa: E402
+from chart import INK, Drawing  # noqa: E402
 from simple_llm.batches import Array, Batch  # noqa: E402
 from simple_llm.engine import fast  # noqa: E402
 from simple_llm.engine.fast import FastLLM  # noqa: E402
@@ -132,15 +132,16 @@ def compare_hops(directory: str = "", seed: int = 0) -> None:
 def draw_hops(path: Path, table: Array) -> None:
     """Two heat maps of (layers, ways, hops) shares."""
     drawing = Drawing(
-        "At once each layer buys a hop or two; written down, two layers are enough for all",
+        "At once a hop or two; with steps, two layers answer all",
         "Two heat maps of the share of right answers, by the number of layers and of hops: "
         "asked for the answer at once, and with the steps written in between.",
         296, ["The share of right answers of the same model, asked in two ways. Guessing gets a third."])
     for way, name in enumerate(("the answer at once", "the steps written down")):
-        left = 104 + way * 320
+        left = 104 + way * 300
         drawing.text(left + 128, 92, name, INK, 14, "middle", bold=True)
         for i in range(4):
-            drawing.text(left - 8, 128 + 38 * i, f"{i + 1} layer" + "s" * (i > 0), INK, 13, "end")
+            if way == 0:
+                drawing.text(left - 8, 128 + 38 * i, f"{i + 1} layer" + "s" * (i > 0), INK, 13, "end")
             drawing.text(left + 32 + 64 * i, 270, f"{i + 1} hop" + "s" * (i > 0), INK, 13, "middle")
             for hops in range(4):
                 share = float(table[i, way, hops])
