@@ -8,6 +8,7 @@ import pytest
 
 import thinking as tool
 from simple_llm.today.thinking import IDS, PEOPLE, PLACES, WORDS, Riddle, ask, batch, tell
+from test_pictures import ROOT, problems
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,17 @@ def test_riddles_with_short_chains_use_only_as_many_people_and_places():
     story, paths = tell(random.Random(4), 2, 3)
     assert isinstance(tell(random.Random(4)), Riddle)
     assert len(paths) == 6 and len({path[-1] for path in paths}) == 2 and len(story) == 24
+
+
+def test_the_picture_can_be_read_and_shows_each_share_in_its_place(tmp_path):
+    table = np.arange(32).reshape(4, 2, 4) / 31        # (layers, ways, hops)
+    tool.draw_hops(tmp_path / "hops.svg", table)
+    assert not list(problems(tmp_path / "hops.svg"))
+    assert not list(problems(ROOT / "figures" / "thinking.svg"))
+    found = [(float(x), float(y), int(share)) for x, y, share in re.findall(
+        r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>(\d+)%<', (tmp_path / "hops.svg").read_text())]
+    xs, ys = sorted({x for x, _, _ in found}), sorted({y for _, y, _ in found})
+    assert len(xs) == 8 and len(ys) == 4
+    for x, y, share in found:
+        way, hops = divmod(xs.index(x), 4)
+        assert share == round(100 * table[ys.index(y), way, hops])
