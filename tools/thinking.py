@@ -31,7 +31,9 @@ from simple_llm.tokenizer import Tokenizer  # noqa: E402
 from simple_llm.train import Options  # noqa: E402
 
 HOPS = (1, 2, 3, 4)
-STEPS, THINK_FIRST, STOPPED, EPOCHS = 750, 300, 230, 20
+STEPS, BATCH, THINK_FIRST = 750, 40, 300               # of a training; the first steps are for `think` alone
+STOPPED, VOTERS, MOST = 230, 100, 16                   # of the vote: steps, questions of each kind, samples
+EPOCHS, UPDATES, GROUP = 20, 150, 8                    # of the reward: on examples, after them, samples
 LIMIT = 6                                              # tokens that an answer may take
 CONTEXT = 96                                           # the longest row of a batch has 91
 PLACE_IDS = [IDS[place] for place in PLACES]
@@ -49,7 +51,7 @@ def stories(rng: random.Random, count: int) -> list[Riddle]:
 
 def both_ways(rng: random.Random, step: int) -> Batch:
     """At first all stories are asked for the steps, then every other one for the answer at once."""
-    return batch(stories(rng, 40), [True] * 40 if step < THINK_FIRST else [True, False] * 20)
+    return batch(stories(rng, BATCH), [True] * BATCH if step < THINK_FIRST else [True, False] * (BATCH // 2))
 
 
 def fit(model: FastLLM, draw: Callable[[random.Random, int], Batch], steps: int, seed: int,
@@ -191,10 +193,10 @@ def end(chain: dict[int, int], name: int) -> int:
 def vote() -> None:
     """The majority of n samples, of a model that was stopped too early, against tokens spent."""
     model, dice = trained(2, 0, stop=STOPPED), np.random.default_rng(0)
-    sets = [questions(hops, True, 100) for hops in HOPS]
-    most, ballots = 16, []
+    sets = [questions(hops, True, VOTERS) for hops in HOPS]
+    ballots = []
     for prompts, paths in sets:
-        drawn = [write(model, prompts, dice) for _ in range(most)]
+        drawn = [write(model, prompts, dice) for _ in range(MOST)]
         spent = np.mean([(tokens > 0).sum(axis=1).mean() for tokens in drawn])
         ballots.append((np.array([answers(tokens) for tokens in drawn]), spent))     # (n, B)
     print(f"{'samples':>7} {'tokens spent':>13} {'right':>6}   hops 1 to 4")
@@ -202,10 +204,10 @@ def vote() -> None:
         rows = []
         for (got, _), (_, paths) in zip(ballots, sets):
             truth = np.array([path[-1] for path in paths])
-            rows.append(np.mean([majority(got[k : k + n], truth) for k in range(0, most, n)]))
+            rows.append(np.mean([majority(got[k : k + n], truth) for k in range(0, MOST, n)]))
         spent = n * np.mean([spent for _, spent in ballots])
         print(f"{n:7} {spent:13.0f} {np.mean(rows):6.0%}   " + " ".join(f"{row:4.0%}" for row in rows))
-    rows = [accuracy(model, hops, True, 100) for hops in HOPS]
+    rows = [accuracy(model, hops, True, VOTERS) for hops in HOPS]
     print(f"always the likeliest token {np.mean(rows):8.0%}   " + " ".join(f"{row:4.0%}" for row in rows))
 
 
@@ -227,8 +229,8 @@ class Weighted(fast.CrossEntropy):
 
 def next_only(rng: random.Random, step: int) -> Batch:
     """Stories with questions of which only the first step is the answer."""
-    return batch([Riddle(story, [path[:2] for path in paths]) for story, paths in stories(rng, 40)],
-                 [True] * 40)
+    return batch([Riddle(story, [path[:2] for path in paths]) for story, paths in stories(rng, BATCH)],
+                 [True] * BATCH)
 
 
 def show_examples(model: FastLLM, count: int, seed: int) -> None:
@@ -245,22 +247,23 @@ def show_examples(model: FastLLM, count: int, seed: int) -> None:
         optimizer.step(0.001)
 
 
-def reinforce(model: FastLLM, steps: int, seed: int, group: int = 8) -> list[float]:
+def reinforce(model: FastLLM, steps: int, seed: int) -> list[float]:
     """The plain policy gradient, on the final answer alone, against the group's mean; the rewards."""
     optimizer = make_optimizer(model, Options(learning_rate=0.0003, matrix_rate=0.0, weight_decay=0.0))
-    rng, dice, usual, rewards = random.Random(f"reward {seed}"), np.random.default_rng(seed), model.cross_entropy, []
+    rng, dice = random.Random(f"reward {seed}"), np.random.default_rng(seed)
+    usual, rewards = model.cross_entropy, []
     for step in range(steps):
         prompts, truth = [], []
-        for _ in range(8):
+        for _ in range(GROUP):
             story, paths = tell(rng)
             words = story + ask(paths[0], True)[0]
-            prompts += [[Tokenizer.bos, *(IDS[word] for word in words)]] * group
-            truth += [IDS[paths[0][-1]]] * group
+            prompts += [[Tokenizer.bos, *(IDS[word] for word in words)]] * GROUP
+            truth += [IDS[paths[0][-1]]] * GROUP
         ids = np.array(prompts)                                                      # (B, T)
         written = write(model, ids, dice)                                            # (B, N)
         reward = np.array(answers(written)) == truth                                 # (B,)
         rewards.append(float(reward.mean()))
-        groups = reward.reshape(-1, group)
+        groups = reward.reshape(-1, GROUP)
         advantage = (groups - groups.mean(axis=1, keepdims=True)).ravel()            # (B,)
         targets = np.c_[np.full((len(ids), ids.shape[1] - 1), -1), np.where(written > 0, written, -1)]
         inputs = np.c_[ids, written][:, :-1]                                         # (B, T + N - 1)
@@ -302,7 +305,7 @@ def compare_rewards(seeds: str = "0,1", counts: str = "16,64,256") -> None:
             show_examples(model, shown, seed)
             right, steps, _ = judge(model)
             print(f"{shown:5} {seed:5} {right:7.0%} {steps:10.0%}", end="", flush=True)
-            reinforce(model, 150, seed)
+            reinforce(model, UPDATES, seed)
             right, steps, tokens = judge(model)
             print(f" {right:8.0%} {steps:10.0%} {tokens:7.1f}", flush=True)
 
