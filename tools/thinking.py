@@ -1,9 +1,9 @@
-"""The tables of "Thinking", chapter 18: python tools/thinking.py NAME [DIRECTORY | SEEDS].
+"""The tables of "Thinking", chapter 18: python tools/thinking.py NAME [DIRECTORY | SEED TRIALS].
 
 NAME is hops (which draws its picture into DIRECTORY, if one is given), order, corrupted, votes or
 reward.
 Needs build/ (make tangle), and NumPy alone; no training takes longer than about two minutes of one
-core. SEEDS, such as 0,1, are for reward.
+core. SEED and TRIALS, such as 16:0.001 for 16 examples and a rate, are for reward.
 """
 from __future__ import annotations
 
@@ -199,16 +199,16 @@ def vote() -> None:
         drawn = [write(model, prompts, dice) for _ in range(MOST)]
         spent = np.mean([(tokens > 0).sum(axis=1).mean() for tokens in drawn])
         ballots.append((np.array([answers(tokens) for tokens in drawn]), spent))     # (n, B)
-    print(f"{'samples':>7} {'tokens spent':>13} {'right':>6}   hops 1 to 4")
+    print(f"{'samples':>7} {'tokens spent':>13} {'right':>6}")
     for n in (1, 2, 4, 8, 16):
         rows = []
         for (got, _), (_, paths) in zip(ballots, sets):
             truth = np.array([path[-1] for path in paths])
             rows.append(np.mean([majority(got[k : k + n], truth) for k in range(0, MOST, n)]))
         spent = n * np.mean([spent for _, spent in ballots])
-        print(f"{n:7} {spent:13.0f} {np.mean(rows):6.0%}   " + " ".join(f"{row:4.0%}" for row in rows))
+        print(f"{n:7} {spent:13.0f} {np.mean(rows):6.0%}")
     rows = [accuracy(model, hops, True, VOTERS) for hops in HOPS]
-    print(f"always the likeliest token {np.mean(rows):8.0%}   " + " ".join(f"{row:4.0%}" for row in rows))
+    print(f"always the likeliest {np.mean(rows):7.0%}")
 
 
 def majority(got: Array, truth: Array) -> float:
@@ -247,9 +247,9 @@ def show_examples(model: FastLLM, count: int, seed: int) -> None:
         optimizer.step(0.001)
 
 
-def reinforce(model: FastLLM, steps: int, seed: int) -> list[float]:
+def reinforce(model: FastLLM, steps: int, seed: int, rate: float) -> list[float]:
     """The plain policy gradient, on the final answer alone, against the group's mean; the rewards."""
-    optimizer = make_optimizer(model, Options(learning_rate=0.0003, matrix_rate=0.0, weight_decay=0.0))
+    optimizer = make_optimizer(model, Options(learning_rate=rate, matrix_rate=0.0, weight_decay=0.0))
     rng, dice = random.Random(f"reward {seed}"), np.random.default_rng(seed)
     usual, rewards = model.cross_entropy, []
     for step in range(steps):
@@ -275,7 +275,7 @@ def reinforce(model: FastLLM, steps: int, seed: int) -> list[float]:
             model.backward()
         model.cross_entropy = usual
         clip_gradients(model.parameters(), 1.0)
-        optimizer.step(0.0003 * min(1.0, (step + 1) / 10))
+        optimizer.step(rate * min(1.0, (step + 1) / 10))
     return rewards
 
 
@@ -293,21 +293,21 @@ def judge(model: FastLLM) -> tuple[float, float, float]:
     return right, steps, tokens
 
 
-def compare_rewards(seeds: str = "0,1", counts: str = "16,64,256") -> None:
-    """From a few worked examples on by reward alone."""
-    print(f"{'':11}   {'before':^18}   {'after reward alone':^25}")
-    print("shown  seed   right  all steps    right  all steps  tokens")
+def compare_rewards(seed: str = "0", trials: str = "16:0.001,16:0.0003,64:0.0003") -> None:
+    """From a few worked examples on by reward alone: how many of them, at which learning rate."""
+    print(f"{'':15} {'before':^18}       after reward alone")
+    print("shown    rate   right  all steps    right  all steps  tokens")
     base = make_model(2, 0)
     fit(base, next_only, 400, 0)
-    for shown in map(int, counts.split(",")):
-        for seed in map(int, seeds.split(",")):
-            model = copy.deepcopy(base)
-            show_examples(model, shown, seed)
-            right, steps, _ = judge(model)
-            print(f"{shown:5} {seed:5} {right:7.0%} {steps:10.0%}", end="", flush=True)
-            reinforce(model, UPDATES, seed)
-            right, steps, tokens = judge(model)
-            print(f" {right:8.0%} {steps:10.0%} {tokens:7.1f}", flush=True)
+    for trial in trials.split(","):
+        shown, rate = trial.split(":")
+        model = copy.deepcopy(base)
+        show_examples(model, int(shown), int(seed))
+        right, steps, _ = judge(model)
+        print(f"{shown:>5} {rate:>7} {right:7.0%} {steps:10.0%}", end="", flush=True)
+        reinforce(model, UPDATES, int(seed), float(rate))
+        right, steps, tokens = judge(model)
+        print(f" {right:8.0%} {steps:10.0%} {tokens:7.1f}", flush=True)
 
 
 if __name__ == "__main__":
