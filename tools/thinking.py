@@ -295,7 +295,7 @@ def judge(model: FastLLM) -> tuple[float, float, float]:
 
 def compare_rewards(seed: str = "0", trials: str = "16:0.001,16:0.0003,64:0.0003") -> None:
     """From a few worked examples on by reward alone: how many of them, at which learning rate."""
-    print(f"{'':15} {'before':^18}       after reward alone")
+    print(f"{'':15} {'before':^18}      after reward alone")
     print("shown    rate   right  all steps    right  all steps  tokens")
     base = make_model(2, 0)
     fit(base, next_only, 400, 0)
@@ -311,7 +311,8 @@ def compare_rewards(seed: str = "0", trials: str = "16:0.001,16:0.0003,64:0.0003
 
 
 if __name__ == "__main__":
-    COMMANDS = {"hops": compare_hops, "order": by_order, "corrupted": corrupt, "votes": vote, "reward": compare_rewards}
+    COMMANDS = {"hops": compare_hops, "order": by_order, "corrupted": corrupt, "votes": vote,
+                "reward": compare_rewards}
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         sys.exit(__doc__)
     COMMANDS[sys.argv[1]](*sys.argv[2:])
