@@ -142,6 +142,9 @@ def how_to_train(book: Book, name: str) -> str:
     """With which commands the reader's chunk works in the book's place."""
     if book.file_of(name).name == "simple_llm/today/gguf.py":
         return "It is chapter 17's table, and no training, that is made with it"
+    if Path(book.file_of(name).name).stem in ("assistant", "reward"):
+        return ("`make assistant MINE=1` makes an assistant with your chunks of chapter 18 in "
+                "the book's place")
     if book.file_of(name).name.startswith("simple_llm/today/"):
         return ('`make train MINE=1 ARGS="--plain --form llama"` trains with your chunks of '
                 "chapter 16 in the book's place")

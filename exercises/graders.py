@@ -1,5 +1,5 @@
 """All graders: GRADERS has one for each chunk that may be rewritten."""
-from exercises import attention, layers, model, text, today
+from exercises import assistant, attention, layers, model, text, today
 from exercises.common import GRADERS
 
-__all__ = ["GRADERS", "attention", "layers", "model", "text", "today"]
+__all__ = ["GRADERS", "assistant", "attention", "layers", "model", "text", "today"]

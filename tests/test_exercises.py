@@ -10,7 +10,7 @@ import pytest
 
 import chapter
 from exercises import chunks, diagnose
-from exercises.__main__ import Desk, grade, grade_apart, main, verdict
+from exercises.__main__ import Desk, grade, grade_apart, how_to_train, main, verdict
 from exercises.chunks import Book, Wrong
 from exercises.graders import GRADERS
 
@@ -67,6 +67,21 @@ def test_a_grader_names_a_usual_mistake(name, old, new, part):
     assert said, "accepted"
     assert re.search(part, said), said
     assert said[-1] in ".?" and "\n" not in said
+
+
+@pytest.mark.parametrize("name, old, new", [
+    ("mark-the-answers", '"<end>"]', '"<end>"][:-1]'),
+    ("subtract-the-mean-of-the-group", ".mean(", ".max("),
+    ("weigh-what-was-drawn", "/ chosen.shape[1]", "/ chosen.size"),
+    ("weigh-the-pairs", "np.exp(margin)", "np.exp(-margin)"),
+    ("count-the-tries", "samples - right, k", "right, k"),
+])
+def test_the_graders_of_chapter_18_would_see_a_mistake_of_the_book(name, old, new):
+    chunk = BOOK.chunk(name)
+    assert old in chunk
+    wrong = chunks.load(BOOK, name, chunk.replace(old, new)).module
+    with pytest.raises(Wrong), np.errstate(all="ignore"):
+        GRADERS[name](wrong, wrong)
 
 
 @pytest.mark.parametrize("got, part", [
@@ -210,6 +225,12 @@ def test_a_chunk_of_the_model_of_today_says_how_to_train_with_it(tmp_path):
     done = desk(tmp_path, "grade", "orthogonalize")
     assert done.returncode == 0 and '"--plain --form llama"' in " ".join(done.stdout.split())
     assert "COEFFICIENTS" in (tmp_path / "package/simple_llm/today/muon.py").read_text()
+
+
+def test_a_chunk_of_the_assistant_says_how_to_make_one_with_it():
+    assert all("`make assistant MINE=1`" in how_to_train(BOOK, name)
+               for name in ("mark-the-answers", "weigh-the-pairs"))
+    assert "make assistant" not in how_to_train(BOOK, "orthogonalize")
 
 
 @pytest.mark.parametrize("answer, part", [
