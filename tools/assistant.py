@@ -223,9 +223,9 @@ def any_place(name: str, size: int = 32):
     while True:
         told = list(itertools.islice(source, size))
         batch, worth, first = judged(told, TOKENIZER)
-        rows = np.nonzero(batch.targets >= 0)[0][first]    # (n,)
-        named = np.array([np.isin(TOKENIZER.tokens, told[row][0].text.split()) for row in rows])
-        worth[first] = named & PLACES
+        for n in np.nonzero(first)[0]:
+            b, t = (axis[n] for axis in np.nonzero(batch.targets >= 0))
+            worth[n] = PLACES & np.isin(np.arange(len(PLACES)), batch.ids[b, : t + 1])
         yield batch, worth, first
 
 
