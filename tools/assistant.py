@@ -150,7 +150,7 @@ def seeds(first: str = "0", last: str = "9") -> None:
               f"{b.answered:9.1%} {b.unusual:14.1%} {b.refused:8.1%} {b.invented:9.1%}", flush=True)
 
 
-REWARD_STEPS = 600
+REWARD_STEPS = 1000
 
 
 def questions(n: int, name: str) -> tuple[Batch, Array]:
