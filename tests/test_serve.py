@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import http_front
 import numpy as np
 import pytest
 from conftest import ROOT
+from simple_llm.cli.main import main
 from simple_llm.engine.fast import PLACES, FastLLM, product
 from simple_llm.engine.fast_today import FastTodayLLM
 from simple_llm.engine.serve import PIECE, Engine, Seat, decode
@@ -492,17 +494,36 @@ def start(*options):
     return process, int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
 
 
-def test_ctrl_c_lets_what_is_being_said_be_finished():
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_lets_what_is_being_said_be_finished(how):
     process, port = start()
     body = json.dumps({"prompt": "", "max_tokens": 60, "stream": True, "seed": 1}).encode()
     with socket.create_connection(("127.0.0.1", port), timeout=30) as s:
         s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         said = s.recv(100)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         said += b"".join(iter(lambda: s.recv(1 << 16), b""))
     assert said.endswith(b"data: [DONE]\n\n") and process.wait(20) == 130
     errors = process.stderr.read()
     assert "finishing what is being said" in errors and "Traceback" not in errors
+
+
+def test_a_port_that_is_taken_and_a_package_without_its_front_are_said_in_a_sentence(world, tmp_path, capsys):
+    assert main(["serve", f"--model={TRAINED}", f"--port={world.port}"]) == 1
+    assert f"cannot listen at 127.0.0.1:{world.port}: Address already in use" in capsys.readouterr().err
+    shutil.copytree(ROOT / "build/simple_llm", tmp_path / "simple_llm")
+    done = subprocess.run([sys.executable, "-m", "simple_llm", "serve"], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 1 and "tools/http_front.py" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_limits_are_those_that_the_book_names():
+    limits = http_front.BODY, http_front.PATIENCE, http_front.CONNECTIONS, http_front.SECONDS
+    assert limits == (2**20, 20, 256, 600)
+
+
+def test_more_connections_than_there_may_be_wait_and_are_answered_later(world, monkeypatch):
+    monkeypatch.setattr(world.server, "open", threading.Semaphore(2))
+    assert together(lambda seed: world.chat(STORY, seed=seed)[0], range(12)) == [200] * 12
 
 
 OPENAI = ROOT / ".venv-openai/bin/python"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 import traceback
@@ -17,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
 from socket import SHUT_RD, SHUT_WR
-from threading import Semaphore, Timer, active_count
+from threading import Semaphore, Timer
 from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
@@ -29,7 +30,7 @@ from simple_llm.engine.serve import Engine, Seat
 from simple_llm.errors import UserError
 from simple_llm.today.chat import Turn, make_writer
 
-BODY, PATIENCE, WAITING, THREADS = 1 << 20, 20.0, 128, 256       # bytes, seconds, texts, threads
+BODY, PATIENCE, WAITING, CONNECTIONS = 1 << 20, 20.0, 128, 256   # bytes, seconds, texts
 SECONDS = 600.0                                                  # for an answer
 PAGE = Path(__file__).with_name("chat.html")
 HTML, JSON, EVENTS = "text/html; charset=utf-8", "application/json", "text/event-stream"
@@ -359,14 +360,18 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, service: Service, host: str, port: int) -> None:
         self.service, self.host, self.since = service, host, int(time.time())
-        self.places, self.waiting = Semaphore(PLACES), Semaphore(PLACES + WAITING)
+        self.places, self.waiting, self.open = map(Semaphore, (PLACES, PLACES + WAITING, CONNECTIONS))
         super().__init__((host, port), Handler)
 
     def verify_request(self, request: Any, address: Any) -> bool:
         """When there are too many connections, the next ones wait in the system's line."""
-        while active_count() > THREADS:
-            time.sleep(0.01)
-        return True
+        return self.open.acquire()
+
+    def process_request_thread(self, request: Any, address: Any) -> None:
+        try:
+            super().process_request_thread(request, address)
+        finally:
+            self.open.release()
 
     def handle_error(self, request: Any, address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError):       # somebody has hung up
@@ -392,6 +397,7 @@ def serve(args: Any, how: Said) -> None:
         server = Server(service, args.host, args.port)
     except OSError as error:
         raise UserError(f"cannot listen at {args.host}:{args.port}: {error.strerror}") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)            # the same as Ctrl-C
     print(f"{service.name}: http://{args.host}:{server.server_port}/  (Ctrl-C ends)", flush=True)
     try:
         server.serve_forever()
