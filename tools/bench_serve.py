@@ -45,17 +45,9 @@ def ask(url: str, number: int, tokens: int, times: list[float]) -> None:
                 times.append(time.perf_counter())
 
 
-def processor(pid: int) -> float:
-    """Seconds that a process has computed so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def measure(url: str, clients: int, tokens: int, pid: int) -> tuple[float, float, float]:
-    """Tokens a second of all clients; the milliseconds from one token of a client to its next, and those that the
-    server's processors spend on a token, which do not depend on who else uses the machine."""
+def measure(url: str, clients: int, tokens: int) -> tuple[float, float]:
+    """Tokens a second of all clients, and the milliseconds from one token of a client to its next."""
     times: list[list[float]] = [[] for _ in range(clients)]
-    busy = processor(pid)
     threads = [threading.Thread(target=ask, args=(url, n, tokens, mine)) for n, mine in enumerate(times)]
     for thread in threads:
         thread.start()
@@ -65,8 +57,7 @@ def measure(url: str, clients: int, tokens: int, pid: int) -> tuple[float, float
     end = min(mine[-2] for mine in times)                    # ... and none has ended
     said = sum(begin < at <= end for mine in times for at in mine)
     gaps = [after - before for mine in times for before, after in zip(mine, mine[1:])]
-    busy = 1e3 * (processor(pid) - busy) / sum(len(mine) for mine in times)
-    return said / (end - begin), 1e3 * statistics.median(gaps), busy
+    return said / (end - begin), 1e3 * statistics.median(gaps)
 
 
 def main() -> None:
@@ -78,15 +69,14 @@ def main() -> None:
     args = parser.parse_args()
     server, url = start(args.model, args.threads)
     try:
-        measure(url, 1, 8, server.pid)                       # the first is not counted
-        found = [[measure(url, n, args.tokens, server.pid) for n in CLIENTS] for _ in range(args.rounds)]
+        measure(url, 1, 8)                                   # the first is not counted
+        found = [[measure(url, n, args.tokens) for n in CLIENTS] for _ in range(args.rounds)]
     finally:
         server.kill()
-    rates, gaps, busy = ([statistics.median(one[n][what] for one in found) for n in range(len(CLIENTS))]
-                         for what in range(3))
-    print("         tokens/s  times  ms from token  ms of processor\nclients  together    one       to token          a token")
-    for n, rate, gap, spent in zip(CLIENTS, rates, gaps, busy):
-        print(f"{n:7}{rate:10.1f}{rate / rates[0]:7.1f}{gap:15.0f}{spent:17.0f}")
+    rates, gaps = ([statistics.median(one[n][what] for one in found) for n in range(len(CLIENTS))] for what in (0, 1))
+    print("clients  tokens/s together  times one  ms from token to token")
+    for n, rate, gap in zip(CLIENTS, rates, gaps):
+        print(f"{n:7}{rate:19.1f}{rate / rates[0]:11.1f}{gap:24.0f}")
     print(f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
 
 
