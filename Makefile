@@ -19,6 +19,7 @@ export OPENBLAS_NUM_THREADS
 unexport PYTHONPATH PYTHONHOME PYTHONPLATLIBDIR PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT PYTHONWARNINGS
 TORCH   := .venv-torch$(if $(TRANSFORMERS),-$(TRANSFORMERS))
 WEAVER  := .venv-book
+OPENAI  := .venv-openai
 
 .DEFAULT_GOAL := help
 .PHONY: help tangle train test torture generate chat assistant inspect info eval tokenize tiny first shell \
@@ -62,6 +63,19 @@ chat: build  ## tell the trained model a story, and ask; MODEL=smollm2: chat wit
 
 assistant: build  ## pretrain, instruct and reward an assistant, then MODEL=assistant
 	@$(RUN) assistant $(ARGS)
+
+.PHONY: serve test-openai
+serve: build  ## a chat page, and the interface that chat programs speak, for MODEL (ARGS="--port 8080")
+	@OPENBLAS_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) \
+		$(RUN) serve --model="$$MODEL" $(ARGS)
+
+# A client that nobody here wrote, in an environment apart.
+$(OPENAI)/.ready: requirements-openai.txt setup.sh
+	@sh setup.sh $(OPENAI) requirements-openai.txt
+	@touch $@
+
+test-openai: build $(OPENAI)/.ready  ## let the package openai talk with a served model (installs it)
+	@$(PYTHON) tools/run.py build pytest -q tests/test_serve.py -k openai
 
 inspect: build  ## write inspect.html: what the model does with PROMPT="..."
 	@$(RUN) inspect --model="$$MODEL" $(ARGS) -- "$$PROMPT"
@@ -164,5 +178,5 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@$(PYTHON) tools/index.py
 
 clean:  ## remove what was built, but no model
-	@rm -rf $(VENV) $(TORCH) $(WEAVER) .pytest_cache tests/__pycache__ tools/__pycache__ __pycache__
+	@rm -rf $(VENV) $(TORCH) $(WEAVER) $(OPENAI) .pytest_cache tests/__pycache__ tools/__pycache__ __pycache__
 	@find build -mindepth 1 ! -name .gitignore -delete
