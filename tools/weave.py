@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
+import struct
 import sys
 from html import escape
 from pathlib import Path
 from typing import Any
 
-sys.path += [str(Path(__file__).resolve().parent.parent)]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path += [str(ROOT), str(ROOT / "build")]
 
 import tangle  # noqa: E402
 
@@ -60,7 +63,8 @@ PLAIN = re.compile(r'<span class="(?:n|o|p|w|go)">([^<]*)</span>')
 def code(body: list[str], language: str, chunks: dict[str, Any]) -> str:
     """Lines of code as HTML, in which each reference can be unfolded."""
     uses = [tangle.REFERENCE.fullmatch(line) for line in body]
-    text = "\n".join("#" if use else line for use, line in zip(uses, body))
+    mark = "//" if language == "js" else "#"             # a comment in a reference's place
+    text = "\n".join(mark if use else line for use, line in zip(uses, body))
     lexer = get_lexer_by_name(language or "text", stripnl=False, ensurenl=False)
     marked = pygments.highlight(text, lexer, HtmlFormatter(nowrap=True))
     lines = [unfold(use[2], len(use[1]), chunks) if use and use[2] in chunks else line
@@ -79,10 +83,27 @@ def unfold(name: str, indent: int, chunks: dict[str, Any]) -> str:
 COMMAND = re.compile(r"<!-- (?:output|long)\b[^:]*: (.+?) -->")
 
 
+LIVE = re.compile(r"<!-- live: (\w+) -->")
+TITLES = {"story": "Edit the story", "attention": "Who looks at whom", "lens": "The logit lens",
+          "removal": "Take a head away", "sampling": "Load and roll the die",
+          "softmax": "Softmax and its gradient", "valley": "Three ways down a valley",
+          "rope": "The hands of RoPE", "merges": "Merge byte pairs", "jump": "The jump"}
+
+
+def place(name: str, still: str = "") -> str:
+    """Where live.js puts a widget; where there is no JavaScript, and in print, the picture."""
+    if name not in TITLES:
+        sys.exit(f"weave: there is no widget {name}: there are {', '.join(TITLES)}")
+    shown = f'<div class="still">{still}</div>' if still else ""
+    return f'<div class="live" data-live="{name}" data-title="{TITLES[name]}">{shown}</div>\n'
+
+
 def comment(html: str) -> str:
     """HTML in the document: a comment shows its command, or nothing at all."""
     if not html.startswith("<!--"):
         return html
+    if live := LIVE.match(html):
+        return place(live[1])
     shown = COMMAND.match(html)
     return f'<p class="command">$ {escape(shown[1])}</p>\n' if shown else ""
 
@@ -131,6 +152,18 @@ def prepare(tokens: list[Any], up: str) -> list[tuple[int, str, str]]:
     return headings
 
 
+def put_in_places(tokens: list[Any], markdown: Any) -> None:
+    """A picture with <!-- live: NAME --> right beneath it becomes the widget's still."""
+    for n, token in enumerate(tokens):
+        live = LIVE.match(token.content) if token.type == "html_block" else None
+        before = tokens[n - 1]
+        if live and before.type == "paragraph_close" and tokens[n - 3].map[1] == token.map[0]:
+            still = markdown.renderer.render(tokens[n - 3:n], markdown.options, {})
+            for used in tokens[n - 3:n]:
+                used.type, used.content, used.children = "html_block", "", None
+            token.content = place(live[1], still)
+
+
 def navigation(headings: list[tuple[int, str, str]]) -> str:
     """The contents: parts, chapters, and in each a folded list of its sections."""
     html, end = "", ""
@@ -150,9 +183,32 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
 <style>{style}</style></head>
-<body><nav id="contents" aria-label="Contents">{contents}</nav>
-<main>{text}</main><a class="up" href="#contents">Contents</a></body></html>
+<body><a class="skip" href="#text">Skip to the text</a>
+<nav id="contents" aria-label="Contents"><details open><summary>Contents</summary>{contents}
+</details></nav><main id="text" tabindex="-1">{text}</main>
+<a class="up" href="#contents">Contents</a>
+{scripts}</body></html>
 """
+
+
+def facts() -> dict[str, Any]:
+    """What the widgets know: the trained model of the tests, of which the pictures tell,
+    and what live_data.py has found out."""
+    trained = ROOT / "tests/trained"
+    data = (trained / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    tensors = {name: (entry["shape"], struct.unpack_from(
+        f"<{(entry['data_offsets'][1] - entry['data_offsets'][0]) // 4}f", data,
+        start + entry["data_offsets"][0])) for name, entry in header.items()}
+    config = json.loads((trained / "config.json").read_bytes())
+    vocabulary = json.loads((trained / "tokenizer.json").read_bytes())["model"]["vocab"]
+    from simple_llm.live import in_base64, in_halves
+    return {"model": in_base64(in_halves(tensors)), "cut": "word",
+            "names": sorted(vocabulary, key=vocabulary.get),
+            "heads": config["n_head"], "layers": config["n_layer"],
+            **json.loads((ROOT / "tools/live.json").read_bytes())}
 
 
 def weave(book: Path, page: Path) -> str:
@@ -166,10 +222,13 @@ def weave(book: Path, page: Path) -> str:
     tokens = markdown.parse(text)
     up = Path(os.path.relpath(book.parent, page.parent)).as_posix()
     headings = prepare(tokens, up)
+    put_in_places(tokens, markdown)
+    from simple_llm.live import part, scripts
+    html = markdown.renderer.render(tokens, markdown.options, {})
     return PAGE.format(
-        title=escape(headings[0][2]), contents=navigation(headings),
-        style=Path(__file__).with_name("weave.css").read_text(encoding="utf-8"),
-        text=markdown.renderer.render(tokens, markdown.options, {}))
+        title=escape(headings[0][2]), contents=navigation(headings), text=html,
+        style=part("live.css") + part("weave.css"),
+        scripts=scripts(facts()) if 'class="live"' in html else "")
 
 
 def main(book: str, page: str) -> None:
