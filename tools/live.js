@@ -41,7 +41,7 @@ const label = (x, y, words, kind = "", anchor = "start") =>
 const percent = p => p >= 0.995 ? "100\u00a0%" : p >= 0.0995 ? `${Math.round(100 * p)}\u00a0%`
   : p >= 0.0005 ? `${(100 * p).toFixed(1)}\u00a0%` : p > 0 ? "<\u00a00.1\u00a0%" : "0\u00a0%";
 const signed = (x, digits = 2) => x.toFixed(digits).replace("-", "−");
-const visible = token => token.replace(/ /g, "·").replace(/\n/g, "⏎").replace(/\t/g, "⇥")
+const visible = token => (token ?? "no token").replace(/ /g, "·").replace(/\n/g, "⏎").replace(/\t/g, "⇥")
   .replace(/[\p{C}\p{Z}]/gu, c => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
 
 /** Call `work` in the next frame, once, however often it is asked for. */
@@ -87,7 +87,9 @@ function chooser(legend, change, kind = "words") {
       inputs = words.map((word, n) => el("input", {
         type: "radio", name, value: n, onchange: () => choose(n) }));
       row.replaceChildren(...words.map((word, n) => el(
-        "label", { onpointerenter: event => event.pointerType === "mouse" && choose(n) },
+        "label", { onpointermove: event => {           // and not when the page scrolls
+          if (event.pointerType === "mouse" && (event.movementX || event.movementY)) choose(n);
+        } },
         bars[n], inputs[n], el("span", { class: "word" }, word), el("small", {}, ""))));
       chooser.chosen = at;
     }
@@ -231,7 +233,7 @@ function unpacked() {
 function attentionOf(box, more = () => "") {
   let view, layer = 0, head = 0;
   const words = chooser("Who looks? Point at a word, or choose it. A bar stands over whom it looks at, in percent.", show);
-  const sentence = el("p", { class: "told", role: "status" });
+  const sentence = el("p", { class: "told sentence", role: "status" });
   const name = fresh("head"), heads = el("div", { class: "heads" });
   const cells = [];
   for (let n = 0; n < facts.layers; n++)
@@ -608,16 +610,16 @@ FIGURES.jump = box => {
   const { story, answer, points } = facts.jump, last = points.at(-1);
   const chart = drawing(600, 240, "The training"), list = bars("What it answers");
   const told = el("p", { class: "told", role: "status" }), looks = bars("Where it looks", "named");
-  const x = epoch => 44 + 540 * Math.sqrt(epoch / last.epoch), y = share => 200 - 180 * share;
+  const x = epoch => 72 + 512 * Math.sqrt(epoch / last.epoch), y = share => 200 - 180 * share;
   const curve = (get, kind) => line(points.map(point => [x(point.epoch), y(get(point))]), `way ${kind}`);
   const loss = point => point.loss / points[0].loss;
   const show = later(() => {
     const point = points[at.value];
     chart.say(`Loss and answers by epoch; at epoch ${point.epoch}, loss ${point.loss} and ${percent(point.unusual)} against habit.`);
-    chart.draw([0, 0.5, 1].map(share => [line([[44, y(share)], [584, y(share)]], "contour"),
-        label(38, y(share) + 4, percent(share), "", "end")]),
+    chart.draw([0, 0.5, 1].map(share => [line([[72, y(share)], [584, y(share)]], "contour"),
+        label(64, y(share) + 4, percent(share), "", "end")]),
       [0, 5, 10, 20, 50, 100].filter(epoch => epoch <= last.epoch).map(epoch => label(x(epoch), 220, `${epoch}`, "", "middle")),
-      label(314, 237, "epoch", "", "middle"),
+      label(328, 239, "epoch", "", "middle"),
       curve(loss, "ochre dotted"), curve(p => p.answers, "red dashed"), curve(p => p.unusual, "blue"),
       line([[x(point.epoch), 12], [x(point.epoch), 200]], "needle"),
       [["ochre", loss], ["red", p => p.answers], ["blue", p => p.unusual]].map(([kind, get]) => shape(
@@ -696,6 +698,16 @@ const near = new IntersectionObserver(entries => entries.forEach(entry => {
   enliven(entry.target);
 }), { rootMargin: "600px" });
 document.querySelectorAll(".live").forEach(place => near.observe(place));
+
+/* What can be scrolled sideways can be reached by keyboard. */
+
+const wide = () => document.querySelectorAll(".formula, .code, main > pre, main > table").forEach(box => {
+  if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+  else box.removeAttribute("tabindex");
+});
+(window.requestIdleCallback ?? setTimeout)(wide);
+addEventListener("resize", later(wide));
+document.addEventListener("toggle", later(wide), true);
 
 /* On a phone the contents are folded. */
 

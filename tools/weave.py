@@ -75,9 +75,9 @@ def code(body: list[str], language: str, chunks: dict[str, Any]) -> str:
 def unfold(name: str, indent: int, chunks: dict[str, Any]) -> str:
     """A chunk behind its name, moved right as far as the reference."""
     inside = "".join(code(part.body, part.language, chunks) for part in chunks[name])
-    link = f'<a href="#{chunks[name][0].anchor()}">{name}</a>'
-    return (f'</pre><details style="--indent:{indent}ch"><summary>⟨{link}⟩</summary>'
-            f"<div>{inside}</div></details><pre>")
+    link = f'<a href="#{chunks[name][0].anchor()}">where it is explained</a>'
+    return (f'</pre><details style="--indent:{indent}ch"><summary>⟨{name}⟩</summary>'
+            f"<div>{link}{inside}</div></details><pre>")
 
 
 COMMAND = re.compile(r"<!-- (?:output|long)\b[^:]*: (.+?) -->")
@@ -167,14 +167,18 @@ def put_in_places(tokens: list[Any], markdown: Any) -> None:
 def navigation(headings: list[tuple[int, str, str]]) -> str:
     """The contents: parts, chapters, and in each a folded list of its sections."""
     html, end = "", ""
-    for level, name, title in headings[1:]:
-        link = f'<a href="#{name}">{escape(title.replace("`", ""))}</a>'
-        if level > 2:
-            html += f"<div>{link}</div>"
-            continue
-        html += end + (f'<p class="part">{link}</p>' if level == 1
-                       else f"<details><summary>{link}</summary>")
-        end = "" if level == 1 else "</details>"
+    for (level, name, title), (below, *_) in zip(headings[1:], [*headings[2:], (0,)]):
+        title = escape(title.replace("`", ""))
+        link = f'<a href="#{name}">{title}</a>'
+        if level == 1:
+            html, end = html + end + f'<p class="part">{link}</p>', ""
+        elif level == 2:                                # a link in a summary could not be reached
+            html, end = html + end + f'<div class="chapter">{link}', "</div>"
+            if below > 2:
+                html += f'<details><summary aria-label="Sections of {title}"></summary>'
+                end = "</details></div>"
+        else:
+            html += f'<div class="section">{link}</div>'
     return html + end
 
 
@@ -185,8 +189,7 @@ PAGE = """<!DOCTYPE html>
 <style>{style}</style></head>
 <body><a class="skip" href="#text">Skip to the text</a>
 <nav id="contents" aria-label="Contents"><details open><summary>Contents</summary>{contents}
-</details></nav><main id="text" tabindex="-1">{text}</main>
-<a class="up" href="#contents">Contents</a>
+</details></nav><main id="text" tabindex="-1">{text}<a class="up" href="#contents">Contents</a></main>
 {scripts}</body></html>
 """
 
