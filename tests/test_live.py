@@ -1,5 +1,7 @@
 """The scripts of chapter 23, run in Node, say what NumPy says; and the pages that hold them."""
+import base64
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import figures
+import live_data
 from simple_llm import live
+from simple_llm.cli.inspect import facts_of
+from simple_llm.errors import UserError
 from simple_llm.generate import next_token_probabilities, roll
 from simple_llm.inside import logit_lens, look_inside, without_head
 from simple_llm.layers import CrossEntropy, Parameter
 from simple_llm.model import SimpleLLM
 from simple_llm.optimizer import SGD, AdamW
 from simple_llm.today.layers import rotary_angles, rotate
-from simple_llm.tokenizer import byte_ids, cut_into_chunks, learn_merges
+from simple_llm.today.model import TodayConfig, TodayLLM
+from simple_llm.tokenizer import Tokenizer, byte_ids, cut_into_chunks, learn_merges
 from simple_llm.world import StoryCorpus, World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -184,3 +191,75 @@ def test_byte_pairs_are_counted_and_merged_as_in_chapter_14():
     wanted = learn_merges({chunk: chunks.count(chunk) for chunk in chunks}, 50)
     assert found == [list(pair) for pair in wanted]
     assert node("return merge([1, 1, 1, 2, 1, 1], [1, 1], 9)") == [9, 1, 2, 9]
+
+
+# Pages for any model
+
+
+def facts_in(html):
+    return json.loads(re.search(r'<script type="application/json" id="facts">(.*?)</script>', html)[1])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load(TRAINED)
+
+
+IDS = [1, 7, 24, 22, 15, 4]
+
+
+def test_a_page_carries_a_small_model_and_a_text_and_asks_the_network_for_nothing(model, tokenizer):
+    html = live.page(facts_of(model, IDS, tokenizer))
+    facts = facts_in(html)
+    assert facts["names"] == tokenizer.tokens and facts["ids"] == IDS and facts["cut"] == "word"
+    read = node("const a = readArrays(weights); return [a['wte.weight'][4], a['ln_f.bias']]",
+                weights=facts["model"])
+    for found, p in zip(read, (model.tokens.weight.data[4], model.norm.bias.data)):
+        np.testing.assert_array_equal(found, p.astype(np.float16).astype(np.float32))
+    assert np.array(facts["answered"]).shape == np.array(facts["induction"]).shape == (2, 4)
+    assert html.count("<script") == 2 and not re.search(r"<link rel=.stylesheet|src=|fetch\(|import\(", html)
+    assert not {"STYLE<", "SCRIPTS<"} & set(html.split())
+
+
+def test_of_a_model_of_another_form_a_page_has_what_was_computed(tokenizer):
+    model = TodayLLM(TodayConfig(27, 16, 16, 2, 2, n_kv_heads=1), seed=1)
+    facts = facts_of(model, IDS, tokenizer)
+    assert "model" not in facts and facts["parameters"] == model.config.n_parameters
+    view = look_inside(model, IDS)
+    looks = np.frombuffer(base64.b64decode(facts["looks"]), np.uint8).reshape(2, 2, 6, 6)
+    np.testing.assert_allclose(looks / 255, view.attention, atol=0.5 / 255 + 1e-6)
+    p = logit_lens(model, view.streams)                                    # (3, T, V)
+    for depth, t in np.ndindex(3, 6):
+        tokens, shares = zip(*facts["lens"][depth][t])
+        np.testing.assert_allclose(shares, np.sort(p[depth, t])[:-6:-1], atol=1e-4)
+        np.testing.assert_allclose(p[depth, t][list(tokens)], shares, atol=1e-4)
+
+
+def test_a_text_that_is_too_long_for_a_page_is_refused_with_what_it_holds(model, tokenizer, monkeypatch):
+    monkeypatch.setattr("simple_llm.cli.inspect.MOST_SHARES", 8 * 5 * 5)
+    with pytest.raises(UserError, match="6 tokens are too many: a page holds 5"):
+        facts_of(model, IDS, tokenizer)
+    facts_of(model, IDS[:5], tokenizer)
+
+
+def test_no_name_of_a_token_ends_the_script():
+    names = ["</script>", "<!--<script"]
+    html = live.scripts({"names": names})
+    assert facts_in(html)["names"] == names and html.index("</script>") > html.index("]}")
+    assert html[html.index("{"):html.index("</script>")].count("<") == 0
+
+
+def test_without_what_draws_the_page_says_where_it_comes_from(monkeypatch, tmp_path):
+    monkeypatch.setattr(live, "HERE", tmp_path / "a/b/c")
+    with pytest.raises(UserError, match="live.html is missing: `make tangle` copies it into"):
+        live.page({})
+
+
+def test_the_questions_of_the_page_are_held_out_and_the_jump_is_one():
+    data = json.loads((ROOT / "tools/live.json").read_text(encoding="utf-8"))
+    assert [tuple(each) for each in data["questions"]] == live_data.questions()
+    points = data["jump"]["points"]
+    assert 18 <= len(points) <= 30 and [point["epoch"] for point in points][-1] == 100
+    unusual = [point["unusual"] for point in points]
+    assert max(b - a for a, b in zip(unusual, unusual[1:])) > 0.3 and unusual[-1] > 0.99
+    assert data["jump"]["story"] == figures.EXAMPLE and points[-1]["said"][0][0] == data["jump"]["answer"]

@@ -131,6 +131,8 @@ const theModel = (() => {
     arrays: readArrays(facts.model), layers: facts.layers, heads: facts.heads };
 })();
 
+(window.requestIdleCallback ?? setTimeout)(() => theModel());      // not in a frame
+
 /** The ids of a text, those that it cannot read, and whether it was too long. */
 function read(text) {
   const cut = facts.cut === "char" ? [...text]
@@ -358,7 +360,7 @@ FIGURES.removal = box => {
   function askAll() {                                  // a question a frame
     const mine = ++turn;
     let asked = 0, right = 0;
-    (function next() {
+    requestAnimationFrame(function next() {
       if (mine !== turn) return;
       if (asked < facts.questions.length) {
         const [text, answer] = facts.questions[asked++];
@@ -367,7 +369,7 @@ FIGURES.removal = box => {
         requestAnimationFrame(next);
       }
       count.textContent = `Of ${asked} questions of the world, it answers ${right}: ${percent(right / asked)}.`;
-    })();
+    });
   }
   box.append(story.element, place, told, list.element, count);
   story.update();
@@ -608,18 +610,18 @@ FIGURES.merges = box => {
 
 FIGURES.jump = box => {
   const { story, answer, points } = facts.jump, last = points.at(-1);
-  const chart = drawing(600, 240, "The training"), list = bars("What it answers");
+  const chart = drawing(600, 256, "The training"), list = bars("What it answers");
   const told = el("p", { class: "told", role: "status" }), looks = bars("Where it looks", "named");
-  const x = epoch => 72 + 512 * Math.sqrt(epoch / last.epoch), y = share => 200 - 180 * share;
+  const x = epoch => 84 + 486 * Math.sqrt(epoch / last.epoch), y = share => 200 - 180 * share;
   const curve = (get, kind) => line(points.map(point => [x(point.epoch), y(get(point))]), `way ${kind}`);
   const loss = point => point.loss / points[0].loss;
   const show = later(() => {
     const point = points[at.value];
     chart.say(`Loss and answers by epoch; at epoch ${point.epoch}, loss ${point.loss} and ${percent(point.unusual)} against habit.`);
-    chart.draw([0, 0.5, 1].map(share => [line([[72, y(share)], [584, y(share)]], "contour"),
-        label(64, y(share) + 4, percent(share), "", "end")]),
+    chart.draw([0, 0.5, 1].map(share => [line([[84, y(share)], [570, y(share)]], "contour"),
+        label(76, y(share) + 4, percent(share), "", "end")]),
       [0, 5, 10, 20, 50, 100].filter(epoch => epoch <= last.epoch).map(epoch => label(x(epoch), 220, `${epoch}`, "", "middle")),
-      label(328, 239, "epoch", "", "middle"),
+      label(328, 250, "epoch", "", "middle"),
       curve(loss, "ochre dotted"), curve(p => p.answers, "red dashed"), curve(p => p.unusual, "blue"),
       line([[x(point.epoch), 12], [x(point.epoch), 200]], "needle"),
       [["ochre", loss], ["red", p => p.answers], ["blue", p => p.unusual]].map(([kind, get]) => shape(
@@ -650,7 +652,8 @@ FIGURES.inside = box => {
   const model = theModel(), note = [], parts = ["attention", "lens", "next"].map(() => el("section"));
   note.push(`This model has ${facts.parameters.toLocaleString("en")} numbers. `
     + (model ? "They are in this page, in half precision, and it runs here."
-      : "It is not in this page: what you see was computed for this text, and cannot be changed."));
+      : "It is too large for a page, or not of GPT-2's form, and so it is not in this one: "
+        + "what you see was computed for this text, and cannot be changed."));
   if (model && !["word", "char"].includes(facts.cut)) note.push(" Its text is cut into byte pairs, "
     + "which this page does not do: so the text stays as it is.");
   const scores = (n, h) => ` Its induction score is ${percent(facts.induction[n][h])}`
