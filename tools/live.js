@@ -712,7 +712,29 @@ const wide = () => document.querySelectorAll(".formula, .code, main > pre, main 
 addEventListener("resize", later(wide));
 document.addEventListener("toggle", later(wide), true);
 
-/* On a phone the contents are folded. */
+/* On a phone the contents are folded; and lines of code are, so that the comments at their
+   ends are within reach: each goes on below, farther right than it began. */
 
 const contents = document.querySelector("#contents > details");
 if (contents && matchMedia("(max-width: 62rem)").matches) contents.open = false;
+
+function foldLines(pre) {
+  const spans = [];                                    // those that go on in the next line
+  pre.innerHTML = pre.innerHTML.replace(/^\n|\n$/g, "").split("\n").map(line => {
+    const before = spans.join(""), spaces = line.match(/^ */)[0].length;
+    for (const tag of line.match(/<span[^>]*>|<\/span>/g) ?? [])
+      if (tag === "</span>") spans.pop(); else spans.push(tag);
+    const shown = `${"\u00a0".repeat(spaces)}${line.slice(spaces)}` || "<br>";
+    return `<span class="line" style="--in:${spaces}ch">${before}${shown}${"</span>".repeat(spans.length)}</span>`;
+  }).join("");
+  pre.classList.add("folded");
+}
+
+if (matchMedia("(max-width: 40rem)").matches) {
+  const close = new IntersectionObserver(entries => entries.forEach(({ isIntersecting, target }) => {
+    if (!isIntersecting) return;
+    close.unobserve(target);
+    if (target.textContent.trim()) foldLines(target);
+  }), { rootMargin: "1000px" });
+  document.querySelectorAll(".code pre").forEach(pre => close.observe(pre));
+}

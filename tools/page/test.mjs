@@ -258,6 +258,14 @@ for (const colorScheme of ["light", "dark"])
         await page.locator("#contents a[href^='#11-']").waitFor();
         await page.locator("#contents > details > summary").tap();
       });
+      await check(`${what}: comments at the ends of lines are within reach`, async () => {
+        const code = page.locator(".code:not(.loose):has(pre .c1)").first();
+        await code.scrollIntoViewIfNeeded();
+        await code.locator("pre.folded").first().waitFor();
+        await settle(page);
+        const right = await code.locator(".c1").evaluateAll(all => Math.max(...all.map(each => each.getBoundingClientRect().right)));
+        holds(right <= width, `a comment ends at ${right} px`);
+      });
       await check(`${what}: touch`, async () => {
         const found = await stage(page, "attention");
         await found.locator(".words label").nth(2).tap();
