@@ -176,6 +176,7 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@cp model/config.json model/model.safetensors model/tokenizer*.json tests/trained/
 	@$(PYTHON) tools/book.py refresh
 	@$(PYTHON) tools/bench.py figures figures
+	@$(PYTHON) tools/live_data.py
 	@$(PYTHON) tools/book.py seal
 	@$(PYTHON) tangle.py captions
 	@$(PYTHON) tools/index.py
