@@ -380,7 +380,7 @@ FIGURES.removal = box => {
 
 FIGURES.sampling = box => {
   let logits = [], p = [], rolled = {}, total = 0, point = null, drawn = null;
-  const list = bars("The next word", "noted"), strip = drawing(600, 74, "The die");
+  const list = bars("The next word", "noted"), strip = drawing(600, 84, "The die");
   const told = el("p", { class: "told", role: "status" });
   const again = later(() => { rolled = {}; total = 0; point = drawn = null; show(); });
   const temperature = slider("temperature", { min: 0, max: 3, step: 0.05, value: 1, show: x => x.toFixed(2) }, again);
@@ -413,12 +413,12 @@ FIGURES.sampling = box => {
       if (!share) return;
       const left = 600 * end;
       end += share;
-      shapes.push(shape("rect", { x: left, y: 22, width: Math.max(0, 600 * share - 1), height: 26,
+      shapes.push(shape("rect", { x: left, y: 32, width: Math.max(0, 600 * share - 1), height: 26,
                                   class: v === drawn ? "area chosen" : "area" }));
-      if (share > 0.07) shapes.push(label(left + 300 * share, 66, names[v], "", "middle"));
+      if (share > 0.07) shapes.push(label(left + 300 * share, 78, names[v], "", "middle"));
     });
-    if (point != null) shapes.push(line([[600 * point, 14], [600 * point, 52]], "needle"),
-      label(Math.min(560, Math.max(40, 600 * point)), 11, point.toFixed(3), "strong", "middle"));
+    if (point != null) shapes.push(line([[600 * point, 24], [600 * point, 62]], "needle"),
+      label(Math.min(560, Math.max(40, 600 * point)), 19, point.toFixed(3), "strong", "middle"));
     strip.say("The probabilities end to end, from 0 to 1; a roll is a point in it.");
     strip.draw(shapes);
     told.textContent = drawn == null ? "A thin line marks the probability before anything was changed."

@@ -47,7 +47,7 @@ async function open(name, options = {}) {
       window.frames_took.push(performance.now() - start);
     });
   });
-  context.setDefaultTimeout(120_000);
+  context.setDefaultTimeout(300_000);
   const page = await context.newPage();
   page.on("console", message => complaints.push(`${message.type()}: ${message.text()}`));
   page.on("pageerror", error => complaints.push(`error: ${error.message}`));
