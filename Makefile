@@ -40,13 +40,18 @@ $(STAMP): requirements.txt setup.sh
 	@sh setup.sh $(VENV)
 	@touch $@
 
+# What draws in a page goes into the package, too, for those who install it.
+DRAWS := tools/live.js tools/live.css tools/live.html
+
 tangle: $(STAMP)  ## extract the program from simple_llm.md into build/
 	@$(PYTHON) tangle.py
+	@cp $(DRAWS) build/simple_llm/live/
 
 # The same before everything else, without a word unless something is wrong.
 .PHONY: build
 build: $(STAMP)
 	@$(PYTHON) tangle.py >/dev/null
+	@cp $(DRAWS) build/simple_llm/live/
 	@test -z '$(MINE)' -o -d answers/package || { \
 		echo 'MINE=1: none of your chunks has passed yet; see make exercise' >&2; exit 1; }
 
@@ -77,7 +82,7 @@ $(OPENAI)/.ready: requirements-openai.txt setup.sh
 test-openai: build $(OPENAI)/.ready  ## let the package openai talk with a served model (installs it)
 	@$(PYTHON) tools/run.py build pytest -q tests/test_serve.py -k openai
 
-inspect: build  ## write inspect.html: what the model does with PROMPT="..."
+inspect: build  ## write inspect.html: a page in which the model reads PROMPT="..."
 	@$(RUN) inspect --model="$$MODEL" $(ARGS) -- "$$PROMPT"
 
 info: build  ## what is in the model directory MODEL
@@ -131,6 +136,21 @@ shell: build  ## a Python session that can import simple_llm
 test: build  ## check every gradient, and everything else
 	@$(PYTHON) tools/run.py build pytest -q tests $(ARGS)
 
+# The page in a real browser: Node, a Chromium, and what tools/page/package.json names.
+CHROMIUM ?= $(firstword $(shell command -v chromium chromium-browser google-chrome))
+PAGE     := tools/page/node_modules
+.PHONY: test-page
+$(PAGE)/.ready: tools/page/package.json
+	@cd tools/page && npm install --silent --no-package-lock --no-audit --no-fund
+	@touch $@
+
+test-page:  ## use every widget of the page in a real browser, if Chromium and Node are here
+	@if [ -z '$(CHROMIUM)' ] || ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
+		echo 'test-page: passed over: it needs node, npm and a chromium, and one of them is missing'; \
+	else $(MAKE) -s book $(PAGE)/.ready && $(MAKE) -s inspect MODEL=tests/trained \
+		PROMPT='anna took the key . what about anna ? the' ARGS='--out build/book/inspect.html' && \
+		node tools/page/test.mjs '$(CHROMIUM)' build/book $(ARGS); fi
+
 test-hostile: build  ## a few commands where locale, variables, paths and line ends are strange
 	@sh tools/hostile.sh
 
@@ -173,10 +193,11 @@ refresh-all: build  ## renew the long runs in the book, too, and its figures (mi
 	@cp model/config.json model/model.safetensors model/tokenizer*.json tests/trained/
 	@$(PYTHON) tools/book.py refresh
 	@$(PYTHON) tools/bench.py figures figures
+	@$(PYTHON) tools/live_data.py
 	@$(PYTHON) tools/book.py seal
 	@$(PYTHON) tangle.py captions
 	@$(PYTHON) tools/index.py
 
 clean:  ## remove what was built, but no model
-	@rm -rf $(VENV) $(TORCH) $(WEAVER) $(OPENAI) .pytest_cache tests/__pycache__ tools/__pycache__ __pycache__
+	@rm -rf $(VENV) $(TORCH) $(WEAVER) $(OPENAI) $(PAGE) .pytest_cache tests/__pycache__ tools/__pycache__ __pycache__
 	@find build -mindepth 1 ! -name .gitignore -delete

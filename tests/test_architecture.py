@@ -70,7 +70,7 @@ def test_training_knows_the_model_the_model_the_layers_and_these_nobody():
     assert needs("tiny") == set() and needs("optimizer") == needs("generate") == {"layers"}
     others = needs("model") - {"layers", "generate"}
     assert others <= {"checkpoint", "errors", "files", "voices"}
-    assert "model" in needs("train") and needs("train") & {"inside", "page", "first"} == set()
+    assert "model" in needs("train") and needs("train") & {"inside", "live", "first"} == set()
     assert needs("world") & needs("text") & {"model", "train", "layers"} == set()
 
 

@@ -7,7 +7,7 @@
     python tools/book.py refresh WORD      of the long runs, those with this in the command
     python tools/book.py seal          what is long stands as its command printed it
 
-Four marks. All but the first are comments, which GitHub does not show. (The numbers in
+The marks. All but the first are comments, which GitHub does not show. (The numbers in
 sentences have none: numbers.txt says where they come from; see claims.py.)
 
     ```pycon                           a session; those of a chapter share their names
@@ -22,7 +22,9 @@ sentences have none: numbers.txt says where they come from; see claims.py.)
                                        DRAWERS has short names for the usual commands
     <!-- long figure SEAL: COMMAND --> above a picture that took long: sealed, too
 
-A command runs in build/.
+A command runs in build/. And below a picture, or alone, where the page gets a widget,
+
+    <!-- live: NAME -->                NAME is one of weave.TITLES
 """
 from __future__ import annotations
 
@@ -40,6 +42,7 @@ from typing import Iterator, NamedTuple
 
 import claims
 from claims import near, number
+from weave import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before a session imports NumPy
@@ -50,7 +53,7 @@ OUTPUT = re.compile(
     r"(?P<command>.+?) -->\n```text\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 FIGURE = re.compile(rf"^<!-- (?P<kind>(?:long )?figure){SEAL}: (?P<command>.+?) -->\n"
                     r"!\[[^\]]*\]\((?P<path>[^)]+)\)$", re.MULTILINE)
-MARK = re.compile(r"<!--(?! index -->)")               # there are no other comments
+MARK = re.compile(r"<!--(?! index -->| live: (?:" + "|".join(TITLES) + r") -->$)", re.MULTILINE)
 MOVED = re.compile(r"^\.\./tests/(?=\w+\.py$)")         # an older book says tests/
 DRAWERS = {"pictures": "python ../tools/pictures.py ../figures",
            "pictures trained": "python ../tools/pictures.py ../figures ../tests/trained",

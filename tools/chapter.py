@@ -61,6 +61,7 @@ class Prefix:
                     self.chunks[name] = [self.chunks[name][0]._replace(body=body)]
         self.files = {block.name: block for block in blocks
                       if block.kind == "file" and block.name.endswith(".py")}
+        self.others = [block for block in blocks if block.name.endswith(".js")]
         self.uses = {part.line: {use.text for use in tangle.find_uses([part])}
                      for part in [*blocks, *(part for parts in self.chunks.values() for part in parts)]}
         self.known = {line for line, chapter in self.chapter.items() if chapter <= last}
@@ -141,6 +142,8 @@ class Prefix:
 
     def complete(self) -> dict[str, str]:
         """Borrow until no name is missing; return the files."""
+        others = {block.name: source(self.expand(block)) for block in self.others
+                  if block.line in self.known}
         while True:
             files = {path: source(self.expand(block))
                      for path, block in self.files.items() if self.has(block)}
@@ -152,7 +155,7 @@ class Prefix:
                 wanted += [self.methods().get(name) for name in called]
             if not any([self.borrow(block) for block in wanted]):
                 return {path: drop_imports(text, passed[path])
-                        for path, text in files.items()}
+                        for path, text in files.items()} | others
 
 
 def source(lines: Lines) -> str:
@@ -323,6 +326,10 @@ def main(arguments: list[str]) -> int:
     prefix = Prefix(text, int(number), starter)
     files = prefix.complete()
     files[PACKAGE] = one_thread(prefix)
+    if any(path.startswith("simple_llm/live/") for path in files):
+        files |= {f"simple_llm/live/{path.name}": path.read_text(encoding="utf-8")
+                  for name in ("live.js", "live.css", "live.html")
+                  for path in [ROOT / "tools" / name]}          # what draws in a page
     directory = Path(rest[0] if rest else
                      ROOT / "build/chapters" / (number + "-starter" * starter))
     try:

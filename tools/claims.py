@@ -252,7 +252,7 @@ def only(found: set[str], pattern: str) -> float:
 
 def readers(text: str, outputs: list[tuple[str, str]]) -> dict[str, object]:
     """What finds numbers in a book, given its outputs with their commands."""
-    fence = r"^```(?:python|pycon|css|sh|text \{)[^\n]*\n(.*?)^```$"
+    fence = r"^```(?:python|pycon|css|js|sh|text \{)[^\n]*\n(.*?)^```$"
     parts = re.findall(fence, text, re.M | re.S)
     program = "\n".join(parts + [(TABLE.parent / name).read_text(encoding="utf-8")
                                  for name in QUOTED if (TABLE.parent / name).is_file()])

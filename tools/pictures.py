@@ -10,6 +10,7 @@ import io
 import os
 import random
 import sys
+from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,7 @@ from simple_llm.checkpoint import save_safetensors  # noqa: E402
 from simple_llm.generate import next_token_probabilities  # noqa: E402
 from simple_llm.gradcheck import numerical_gradient  # noqa: E402
 from simple_llm.layers import (  # noqa: E402
-    GELU, Array, LayerNorm, Parameter, causal_mask, softmax,
+    GELU, Array, CrossEntropy, LayerNorm, Parameter, causal_mask, softmax,
 )
 from simple_llm.model import Config, SimpleLLM, sinusoids  # noqa: E402
 from simple_llm.ngram import ladder  # noqa: E402
@@ -37,7 +38,9 @@ from simple_llm.optimizer import SGD, AdamW, learning_rate  # noqa: E402
 from simple_llm.today.gguf import quantize  # noqa: E402
 from simple_llm.today.layers import rotary_angles, rotate  # noqa: E402
 from simple_llm.today.muon import COEFFICIENTS  # noqa: E402
-from simple_llm.tokenizer import Tokenizer  # noqa: E402
+from simple_llm.tokenizer import (  # noqa: E402
+    ALPHABET, Tokenizer, byte_ids, cut_into_chunks, learn_merges_slowly, replace,
+)
 from simple_llm.world import Story, StoryCorpus, World, floor  # noqa: E402
 
 
@@ -313,6 +316,36 @@ def draw_layernorm(path: Path) -> None:
         if k < 2:
             drawing.arrow([(left + 196, 92), (left + 226, 92)], INK)
     drawing.text(360, 366, "element of the row, 1 to 8", GREY, 13, "middle")
+    drawing.save(path)
+
+
+LOGITS = {"garden": 2.0, "kitchen": 1.0, "key": 0.0, "ben": -1.0}    # as live.js begins
+
+
+def draw_softmax(path: Path) -> None:
+    z, loss = np.array([[*LOGITS.values()]]), CrossEntropy()               # (1, 4)
+    price = loss.forward(z, np.array([0]))
+    p, gradient = loss.p[0], loss.backward()[0]                            # (4,) each
+    drawing = Drawing(
+        "Softmax: a logit more is e times the chance",
+        "Four logits, the probabilities that softmax makes of them, and the gradient when "
+        "garden came: it is the probability, less one for the word that came, so a step "
+        "down raises that word's logit and lowers the others in proportion to their chances.",
+        330, [f"“garden” came: the loss is −ln {p[0]:.3f} = {price:.3f} nats.",
+              "The gradient is the probability, less 1 for the word that came."])
+    for left, name, values, low, high in (
+            (110, "logits", z[0], -2, 3), (320, "probabilities", p, 0, 1),
+            (530, "gradient", gradient, -1, 1)):
+        axes = Axes(drawing, (left, 124, left + 150, 300), (low, high), (4, 0))
+        drawing.text(left + 75, 108, name, INK, 15, "middle", bold=True)
+        drawing.line([axes.point(0, 0), axes.point(0, 4)], GREY, 1)
+        for k, (word, value) in enumerate(zip(LOGITS, values)):
+            x, y, color = axes.x(min(0.0, value)), axes.y(k + 0.3), BLUE if k else RED
+            drawing.rect(x, y, abs(axes.x(value) - axes.x(0)), 20, color)
+            shown = f"{value:.2f}".replace("-", "−")
+            drawing.text(axes.x(max(0.0, value)) + 6, y + 15, shown, color, 13, halo=True)
+            if name == "logits":
+                drawing.text(78, y + 15, word, color, 14, "end", bold=not k)
     drawing.save(path)
 
 
@@ -687,6 +720,75 @@ def draw_temperature(model: SimpleLLM, path: Path) -> None:
     drawing.save(path)
 
 
+# Chapter 11: what it has learned
+
+ASKED = "anna went to the attic . ben took the key . what about anna ?"
+
+
+def draw_story(model: SimpleLLM, path: Path) -> None:
+    tokens = StoryCorpus(World()).tokenizer.tokens
+    drawing = Drawing(
+        "One word of the story changes, and the answer follows",
+        "The same question about anna after three stories that differ in one word, where anna "
+        "went: each time the answer is the word that stands there, with nearly all of the "
+        "probability.",
+        330, ["Three stories with the same question; bars: the two likeliest words at the",
+              "place of the answer."])
+    for row, place in enumerate(("attic", "garden", "kitchen")):
+        y, words = 98 + 74 * row, ASKED.replace("attic", place)
+        drawing.text(24, y, words, INK, 15)
+        p = softmax(read(model, f"<bos> {words} the".split())[0][-1])      # (V,)
+        for k, token in enumerate(np.argsort(-p, kind="stable")[:2]):
+            right, top = tokens[token] == place, y + 10 + 22 * k
+            color = RED if right else BLUE
+            drawing.text(128, top + 14, tokens[token], color, 14, "end", right)
+            drawing.rect(136, top, max(1.0, 440 * p[token]), 17, color)
+            drawing.text(144 + 440 * p[token], top + 14, f"{p[token]:.1%}", color, 13)
+    drawing.save(path)
+
+
+# Chapter 14: byte-pair encoding
+
+SONG = "sing singing ringing ring ring"
+
+
+def merged_song() -> list[tuple[str, list[list[str]]]]:
+    """After each merge of the chapter's text: what was merged, and the chunks in pieces."""
+    names = [chr(byte) if 32 < byte < 127 else "␣" for byte in ALPHABET]
+    counts = Counter(cut_into_chunks(SONG))
+    words = [byte_ids(chunk) for chunk in counts]
+    rows = [("bytes", [[names[each] for each in word] for word in words])]
+    for a, b in learn_merges_slowly(counts, 50):
+        names.append(names[a] + names[b])
+        words = [replace(word, (a, b), len(names) - 1) for word in words]
+        rows.append((f"{names[a]} + {names[b]}", [[names[each] for each in word] for word in words]))
+    return rows
+
+
+def draw_merges(path: Path) -> None:
+    rows = merged_song()
+    drawing = Drawing(
+        f"{len(rows) - 1} merges: “ing” is found without a word of grammar",
+        "The four chunks of a text about singing, cut into bytes and then into ever larger "
+        "pieces, a row for each merge: first in, then ing, then ring, and at last whole words.",
+        130 + 46 * len(rows), ["The most frequent pair of neighbours becomes one piece; outlined: the "
+                               "new one.", "␣ is a space; “ ring” occurs twice."])
+    for row, (name, words) in enumerate(rows):
+        y, new = 104 + 46 * row, name.replace(" + ", "")
+        drawing.text(24, y + 19, name, INK, 14, bold=True)
+        x = 132.0
+        for word in words:
+            for piece in word:
+                wide = 10 + 9.5 * len(piece)
+                fresh = row > 0 and piece == new
+                drawing.rect(x, y, wide, 28, "#f6dcd9" if fresh else CARD, RED if fresh else GREY,
+                             2 if fresh else 1, round_=4)
+                drawing.text(x + wide / 2, y + 19, piece, INK, 14, "middle")
+                x += wide + 2
+            x += 14
+    drawing.save(path)
+
+
 # Chapter 15: real weights
 
 def tiny_file() -> tuple[bytes, int]:
@@ -881,13 +983,13 @@ ALONE: dict[str, Callable[[Path], None]] = {
     "table.svg": draw_table, "odds.svg": draw_odds, "batch.svg": draw_batch,
     "ladder.svg": draw_ladder, "tangent.svg": draw_tangent, "gelu.svg": draw_gelu,
     "layernorm.svg": draw_layernorm, "mask.svg": draw_mask, "model.svg": draw_model,
-    "clocks.svg": draw_clocks, "valley.svg": draw_valley, "schedule.svg": draw_schedule,
+    "softmax.svg": draw_softmax, "merges.svg": draw_merges, "clocks.svg": draw_clocks, "valley.svg": draw_valley, "schedule.svg": draw_schedule,
     "safetensors.svg": draw_safetensors, "floats.svg": draw_floats, "rope.svg": draw_rope,
     "newton-schulz.svg": draw_newton_schulz,
 }
 WITH_MODEL: dict[str, Callable[[SimpleLLM, Path], None]] = {
     "attention-words.svg": draw_attention_words, "temperature.svg": draw_temperature,
-    "quantization.svg": draw_quantization,
+    "quantization.svg": draw_quantization, "story.svg": draw_story,
 }
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Weave the book: python tools/weave.py simple_llm.md build/book/index.html"""
 from __future__ import annotations
 
-import base64
+import json
 import os
 import re
+import struct
 import sys
 from html import escape
 from pathlib import Path
 from typing import Any
 
-sys.path += [str(Path(__file__).resolve().parent.parent)]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path += [str(ROOT), str(ROOT / "build")]
 
 import tangle  # noqa: E402
 
@@ -60,7 +62,8 @@ PLAIN = re.compile(r'<span class="(?:n|o|p|w|go)">([^<]*)</span>')
 def code(body: list[str], language: str, chunks: dict[str, Any]) -> str:
     """Lines of code as HTML, in which each reference can be unfolded."""
     uses = [tangle.REFERENCE.fullmatch(line) for line in body]
-    text = "\n".join("#" if use else line for use, line in zip(uses, body))
+    mark = "//" if language == "js" else "#"             # a comment in a reference's place
+    text = "\n".join(mark if use else line for use, line in zip(uses, body))
     lexer = get_lexer_by_name(language or "text", stripnl=False, ensurenl=False)
     marked = pygments.highlight(text, lexer, HtmlFormatter(nowrap=True))
     lines = [unfold(use[2], len(use[1]), chunks) if use and use[2] in chunks else line
@@ -71,18 +74,35 @@ def code(body: list[str], language: str, chunks: dict[str, Any]) -> str:
 def unfold(name: str, indent: int, chunks: dict[str, Any]) -> str:
     """A chunk behind its name, moved right as far as the reference."""
     inside = "".join(code(part.body, part.language, chunks) for part in chunks[name])
-    link = f'<a href="#{chunks[name][0].anchor()}">{name}</a>'
-    return (f'</pre><details style="--indent:{indent}ch"><summary>⟨{link}⟩</summary>'
-            f"<div>{inside}</div></details><pre>")
+    link = f'<a href="#{chunks[name][0].anchor()}">where it is explained</a>'
+    return (f'</pre><details style="--indent:{indent}ch"><summary>⟨{name}⟩</summary>'
+            f"<div>{link}{inside}</div></details><pre>")
 
 
 COMMAND = re.compile(r"<!-- (?:output|long)\b[^:]*: (.+?) -->")
+
+
+LIVE = re.compile(r"<!-- live: (\w+) -->")
+TITLES = {"story": "Edit the story", "attention": "Who looks at whom", "lens": "The logit lens",
+          "removal": "Take a head away", "sampling": "Load and roll the die",
+          "softmax": "Softmax and its gradient", "valley": "Three ways down a valley",
+          "rope": "The hands of RoPE", "merges": "Merge byte pairs", "jump": "The jump"}
+
+
+def place(name: str, still: str = "") -> str:
+    """Where live.js puts a widget; where there is no JavaScript, and in print, the picture."""
+    if name not in TITLES:
+        sys.exit(f"weave: there is no widget {name}: there are {', '.join(TITLES)}")
+    shown = f'<div class="still">{still}</div>' if still else ""
+    return f'<div class="live" data-live="{name}" data-title="{TITLES[name]}">{shown}</div>\n'
 
 
 def comment(html: str) -> str:
     """HTML in the document: a comment shows its command, or nothing at all."""
     if not html.startswith("<!--"):
         return html
+    if live := LIVE.match(html):
+        return place(live[1])
     shown = COMMAND.match(html)
     return f'<p class="command">$ {escape(shown[1])}</p>\n' if shown else ""
 
@@ -104,9 +124,11 @@ def draw_with(book: Path, text: str) -> dict[str, Any]:
         picture = book.parent / tokens[i].attrs["src"]
         if not picture.is_file():
             sys.exit(f"weave: there is no picture {picture}")
-        source = base64.b64encode(picture.read_bytes()).decode()
+        source = picture.read_text(encoding="utf-8")
+        for letter, spelt in (("%", "%25"), ("#", "%23"), ("'", "%27"), ('"', "'"), ("\n", "")):
+            source = source.replace(letter, spelt)         # shorter than in base64
         return (f'<img alt="{escape(tokens[i].content)}" '
-                f'src="data:image/svg+xml;base64,{source}">')
+                f'src="data:image/svg+xml,{escape(source, quote=False)}">')
 
     def html(self: Any, tokens: Any, i: int, *_: Any) -> str:
         return comment(tokens[i].content)
@@ -131,17 +153,33 @@ def prepare(tokens: list[Any], up: str) -> list[tuple[int, str, str]]:
     return headings
 
 
+def put_in_places(tokens: list[Any], markdown: Any) -> None:
+    """A picture with <!-- live: NAME --> right beneath it becomes the widget's still."""
+    for n, token in enumerate(tokens):
+        live = LIVE.match(token.content) if token.type == "html_block" else None
+        before = tokens[n - 1]
+        if live and before.type == "paragraph_close" and tokens[n - 3].map[1] == token.map[0]:
+            still = markdown.renderer.render(tokens[n - 3:n], markdown.options, {})
+            for used in tokens[n - 3:n]:
+                used.type, used.content, used.children = "html_block", "", None
+            token.content = place(live[1], still)
+
+
 def navigation(headings: list[tuple[int, str, str]]) -> str:
     """The contents: parts, chapters, and in each a folded list of its sections."""
     html, end = "", ""
-    for level, name, title in headings[1:]:
-        link = f'<a href="#{name}">{escape(title.replace("`", ""))}</a>'
-        if level > 2:
-            html += f"<div>{link}</div>"
-            continue
-        html += end + (f'<p class="part">{link}</p>' if level == 1
-                       else f"<details><summary>{link}</summary>")
-        end = "" if level == 1 else "</details>"
+    for (level, name, title), (below, *_) in zip(headings[1:], [*headings[2:], (0,)]):
+        title = escape(title.replace("`", ""))
+        link = f'<a href="#{name}">{title}</a>'
+        if level == 1:
+            html, end = html + end + f'<p class="part">{link}</p>', ""
+        elif level == 2:                                # a link in a summary could not be reached
+            html, end = html + end + f'<div class="chapter">{link}', "</div>"
+            if below > 2:
+                html += f'<details><summary aria-label="Sections of {title}"></summary>'
+                end = "</details></div>"
+        else:
+            html += f'<div class="section">{link}</div>'
     return html + end
 
 
@@ -150,9 +188,31 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
 <style>{style}</style></head>
-<body><nav id="contents" aria-label="Contents">{contents}</nav>
-<main>{text}</main><a class="up" href="#contents">Contents</a></body></html>
+<body><a class="skip" href="#text">Skip to the text</a>
+<nav id="contents" aria-label="Contents"><details open><summary>Contents</summary>{contents}
+</details></nav><main id="text" tabindex="-1">{text}<a class="up" href="#contents">Contents</a></main>
+{scripts}</body></html>
 """
+
+
+def facts() -> dict[str, Any]:
+    """What the widgets know: the trained model of the tests, of which the pictures tell,
+    and what live_data.py has found out."""
+    trained = ROOT / "tests/trained"
+    data = (trained / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    tensors = {name: (entry["shape"], struct.unpack_from(
+        f"<{(entry['data_offsets'][1] - entry['data_offsets'][0]) // 4}f", data,
+        start + entry["data_offsets"][0])) for name, entry in header.items()}
+    config = json.loads((trained / "config.json").read_bytes())
+    vocabulary = json.loads((trained / "tokenizer.json").read_bytes())["model"]["vocab"]
+    from simple_llm.live import in_base64, in_halves
+    return {"model": in_base64(in_halves(tensors)), "cut": "word",
+            "names": sorted(vocabulary, key=vocabulary.get),
+            "heads": config["n_head"], "layers": config["n_layer"],
+            **json.loads((ROOT / "tools/live.json").read_bytes())}
 
 
 def weave(book: Path, page: Path) -> str:
@@ -166,10 +226,13 @@ def weave(book: Path, page: Path) -> str:
     tokens = markdown.parse(text)
     up = Path(os.path.relpath(book.parent, page.parent)).as_posix()
     headings = prepare(tokens, up)
+    put_in_places(tokens, markdown)
+    from simple_llm.live import part, scripts
+    html = markdown.renderer.render(tokens, markdown.options, {})
     return PAGE.format(
-        title=escape(headings[0][2]), contents=navigation(headings),
-        style=Path(__file__).with_name("weave.css").read_text(encoding="utf-8"),
-        text=markdown.renderer.render(tokens, markdown.options, {}))
+        title=escape(headings[0][2]), contents=navigation(headings), text=html,
+        style=part("live.css") + part("weave.css"),
+        scripts=scripts(facts()) if 'class="live"' in html else "")
 
 
 def main(book: str, page: str) -> None:
