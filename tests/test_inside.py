@@ -17,7 +17,6 @@ from simple_llm.inside import (
 )
 from simple_llm.layers import softmax
 from simple_llm.model import Config, SimpleLLM
-from simple_llm.page import attention_map, page
 from simple_llm.tokenizer import Tokenizer
 from simple_llm.train import Alone, evaluate
 from simple_llm.world import StoryCorpus, World
@@ -155,15 +154,3 @@ def test_the_figures_are_drawn(model, corpus, tmp_path):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
-def test_the_page_needs_nothing_but_itself(model, corpus, ids):
-    html = page(model, ids, corpus.tokenizer.tokens, corpus)
-    assert "<script" not in html and "http" not in html.replace("http-equiv", "")
-    assert html.count("<svg") == 8 and "of questions answered" in html
-    assert "kitchen" in html and "looks at" in html
-
-
-def test_the_page_works_for_a_model_of_something_else_and_escapes_its_words():
-    html = page(SimpleLLM(Config(9, 12, 8, 1, 2)), [1, 5, 6], [f"t{i}" for i in range(9)])
-    assert "t5" in html and "questions answered" not in html
-    svg = attention_map(np.ones((1, 1)), ["<b>&"], "a < b")
-    assert "<b>" not in svg and "&lt;b&gt;&amp;" in svg and "a &lt; b" in svg
