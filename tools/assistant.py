@@ -129,6 +129,8 @@ def instruct(seed: str = "0", steps: int = 200) -> None:
         row(f"{n:,}", instructed(int(seed), n, steps=steps))
     for n in 50, 5000:
         row(f"{n:,}, from scratch", instructed(int(seed), n, model=FastLLM(CORPUS.config, int(seed)), steps=steps))
+    row("the same, 2,000 batches", instructed(
+        int(seed), 5000, model=FastLLM(CORPUS.config, int(seed)), steps=10 * steps))
     rng = random.Random(f"examples {seed}")
     shown = [hold_talk(WORLD, rng) for _ in range(200)]
     row("200, no mask", fine_tune(pretrained(int(seed)), unmasked(shown, rng), steps))
