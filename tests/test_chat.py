@@ -26,7 +26,7 @@ from simple_llm.cli.models import template_of
 from simple_llm.engine.fast_today import FastTodayLLM
 from simple_llm.errors import UserError
 from simple_llm.today.chat import (
-    CHATML, LLAMA_3, Conversation, JinjaWriter, Turn, Writer, make_writer, recognize)
+    CHATML, LLAMA_3, Conversation, Template, Turn, Writer, make_writer, recognize)
 from simple_llm.today.model import TodayConfig, TodayLLM
 from simple_llm.tokenizer import ALPHABET, BytePairTokenizer
 
@@ -63,7 +63,6 @@ DATED = """{{- bos_token }}
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
 {%- endif %}
 """
-TODAY = DATED.replace('Today Date: 26 Jul 2024\n\n"', 'Today Date: " + strftime_now("%d %b %Y") + "\n\n"')
 THINKING = """{%- for message in messages %}
     {%- if message.role == "assistant" and '</think>' in message.content %}
         {{- '<|im_start|>assistant\n' + message.content.split('</think>')[-1].lstrip('\n') + '<|im_end|>\n' }}
@@ -72,8 +71,7 @@ THINKING = """{%- for message in messages %}
     {%- endif %}
 {%- endfor %}
 """ + OPENED
-TEMPLATES = {"bare": BARE, "polite": POLITE, "begun": BEGUN, "llama": LLAMA, "dated": DATED, "today": TODAY,
-             "thinking": THINKING}
+TEMPLATES = {"bare": BARE, "polite": POLITE, "begun": BEGUN, "llama": LLAMA, "thinking": THINKING}
 TALKS = {
     "a question": [USER("hi there")],
     "behind a word to the model": [SYSTEM("Be brief."), USER("hi")],
@@ -146,14 +144,6 @@ def anew(talk, turns):
      "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nyes"
      "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\na\tb<|eot_id|>"
      "<|start_header_id|>assistant<|end_header_id|>\n\n"),
-    ("dated", "a question", "<|begin|><|start_header_id|>system<|end_header_id|>\n\n"
-     "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
-     "<|start_header_id|>user<|end_header_id|>\n\nhi there<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
-    ("dated", "white space", "<|begin|><|start_header_id|>system<|end_header_id|>\n\n"
-     "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|>"
-     "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nyes"
-     "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\na\tb<|eot_id|>"
-     "<|start_header_id|>assistant<|end_header_id|>\n\n"),
     ("thinking", "thoughts", "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
      "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"),
 ], ids=lambda part: "" if "<|" in part else part)
@@ -175,39 +165,32 @@ def test_a_conversation_in_bytes_has_these_very_ids():
 @pytest.mark.parametrize("talk", TALKS)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_built_in_form_writes_what_jinja2_makes_of_its_template(name, talk):
-    ours, theirs = Writer(recognize(TEMPLATES[name]), TOKENIZER), JinjaWriter(TEMPLATES[name], TOKENIZER)
+    ours, theirs = (Writer(form, TOKENIZER) for form in (recognize(TEMPLATES[name]), Template(TEMPLATES[name])))
     assert ours.write(TALKS[talk]) == theirs.write(TALKS[talk])
-
-
-def test_the_date_of_llama_is_todays_where_the_template_asks_for_it():
-    said = TOKENIZER.decode(Writer(recognize(TODAY), TOKENIZER).write(TALKS["a question"]))
-    assert f"Today Date: {time.strftime('%d %b %Y')}\n\n" in said and "2024\n" not in said.replace(
-        time.strftime("%Y"), "")
 
 
 def test_an_answer_keeps_the_ids_that_it_was_given_in():
     odd = tuple(TOKENIZER.ids[letter] for letter in "the")           # encode would merge them
     assert TOKENIZER.encode("the") != list(odd)
-    for form in (CHATML, LLAMA_3):
+    for form in (CHATML, LLAMA_3, *(Template(BARE) for _ in range(bool(find_spec("jinja2"))))):
         ids = Writer(form, TOKENIZER).write([USER("a"), Turn("assistant", "the", odd), USER("b")])
         assert any(tuple(ids[n : n + 3]) == odd for n in range(len(ids)))
 
 
 WRITERS = [pytest.param(lambda t: Writer(recognize(t), TOKENIZER), id="built in"),
-           pytest.param(lambda t: JinjaWriter(t, TOKENIZER), id="jinja2", marks=needs_jinja)]
+           pytest.param(lambda t: Writer(Template(t), TOKENIZER), id="jinja2", marks=needs_jinja)]
 
 
 @pytest.mark.parametrize("make", WRITERS)
-@pytest.mark.parametrize("name", ["polite", "llama", "dated", "thinking"])
+@pytest.mark.parametrize("name", ["polite", "llama", "thinking"])
 def test_what_looks_like_a_special_token_is_text_when_a_user_typed_it(make, name):
     writer, special = make(TEMPLATES[name]), {*range(len(TOKENIZER.specials))}
     harmless = [SYSTEM("s"), USER("u"), ASSISTANT("a"), USER("v")]
     evil = [SYSTEM(EVIL), USER(EVIL), ASSISTANT(EVIL), USER(EVIL)]
     kept = [[id for id in writer.write(turns) if id in special] for turns in (harmless, evil)]
     assert kept[0] == kept[1] and len(kept[0]) > 4
-    said, typed = TOKENIZER.decode(writer.write(evil)), EVIL
-    if not isinstance(writer, Writer):                     # its masks are characters that nobody types
-        said, typed = (re.sub("[\U000f0000\U000f0001]|<\\|(im_start|end)\\|>", "", text) for text in (said, EVIL))
+    masks = "[\U000f0000\U000f0001]|<\\|(im_start|end)\\|>"          # which are characters that nobody types
+    said, typed = (re.sub(masks, "", text) for text in (TOKENIZER.decode(writer.write(evil)), EVIL))
     assert said.count(typed) == 4
 
 
@@ -227,9 +210,9 @@ def test_an_unknown_template_is_refused_in_a_sentence_where_jinja2_is_absent(mon
 
 def test_a_long_template_of_a_known_form_is_taken_for_it_aloud_where_jinja2_is_absent(monkeypatch):
     without_jinja(monkeypatch)
-    for template, name, form in ((POLITE, "ChatML", recognize(POLITE)), (DATED, "Llama 3's", recognize(DATED))):
+    for template, name, form in ((POLITE, r"<\|im_end\|>", recognize(POLITE)), (DATED, r"<\|eot_id\|>", recognize(DATED))):
         template += "{# " + "tools " * 100 + "#}"
-        with pytest.warns(UserWarning, match=f"characters, is taken for {name}; with jinja2"):
+        with pytest.warns(UserWarning, match=f"characters, is taken for the usual one with {name}; with jinja2"):
             writer = make_writer(template, TOKENIZER)
         assert isinstance(writer, Writer) and writer.form == form
 
@@ -253,7 +236,7 @@ def test_a_short_template_that_differs_from_the_known_forms_is_followed_to_the_l
         warnings.simplefilter("error")
         writer = make_writer(template, TOKENIZER)
     for turns in TALKS.values():
-        assert writer.write(turns) == JinjaWriter(template, TOKENIZER).write(turns)
+        assert writer.write(turns) == Writer(Template(template), TOKENIZER).write(turns)
 
 
 @needs_jinja
@@ -261,7 +244,7 @@ def test_a_template_is_given_what_transformers_gives_it():
     template = ("{{ bos_token }}{% if tools is not none %}tools{% endif %}{% if documents is not none %}docs{% endif %}"
                 "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}"
                 "{{ strftime_now('%Y') }}{{ eos_token }}{{ add_generation_prompt }}")
-    assert JinjaWriter(template, TOKENIZER).write([USER("a"), ASSISTANT("b")]) == spelled(
+    assert Writer(Template(template), TOKENIZER).write([USER("a"), ASSISTANT("b")]) == spelled(
         f"<|begin|>a{time.strftime('%Y')}<|im_end|>True")
 
 
@@ -463,7 +446,7 @@ def test_a_question_that_alone_is_too_long_costs_a_sentence_and_no_turn():
 def test_a_question_that_the_template_refuses_costs_no_turn():
     template = ("{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('bad words') }}{% endif %}"
                 "{{ m.content }}{% endfor %}")
-    talk = Conversation(make_model(), JinjaWriter(template, TOKENIZER), TOKENIZER, (END,))
+    talk = Conversation(make_model(), Writer(Template(template), TOKENIZER), TOKENIZER, (END,))
     ask(talk, "hi")
     turns = list(talk.turns)
     with pytest.raises(UserError, match="bad words"):
@@ -473,7 +456,7 @@ def test_a_question_that_the_template_refuses_costs_no_turn():
 
 @needs_jinja
 def test_a_template_that_writes_nothing_costs_a_sentence_for_each_question():
-    talk = Conversation(make_model(), JinjaWriter("{{ ''.__class__ }}", TOKENIZER), TOKENIZER, (END,))
+    talk = Conversation(make_model(), Writer(Template("{{ ''.__class__ }}"), TOKENIZER), TOKENIZER, (END,))
     for _ in range(2):
         with pytest.raises(UserError, match="needs a token to start from"):
             ask(talk, "hi")

@@ -33,7 +33,7 @@ from simple_llm.today.muon import is_hidden  # noqa: E402
 from simple_llm.train import Alone, Options, evaluate, train  # noqa: E402
 from simple_llm.world import StoryCorpus, World, floor  # noqa: E402
 
-BITS = (32, 8, 6, 5, 4, 3, 2)
+BITS = (32, 8, 4, 3, 2)
 
 
 def train_on_characters() -> tuple[SimpleLLM, Any]:
@@ -154,7 +154,7 @@ def show_poem() -> None:
     ids, caches, line = writer.write([Turn("user", QUESTIONS[0])]), model.make_caches(), []
     logits = model.next_logits(np.array([ids]), caches)[0]                 # (V,)
     text = ""
-    while text.count("\n") < 12:
+    while text.count("\n") < 6:
         p = softmax(logits.astype(float))
         token = int(p.argmax())
         line.append(p[token])
@@ -165,13 +165,12 @@ def show_poem() -> None:
         logits = model.next_logits(np.array([[token]]), caches)[0]
 
 
-TALK = ("What is the capital of France?", "And of Italy?", "How many legs does a spider have?",
-        "Who wrote Romeo and Juliet?", "Is the moon made of cheese?", "What is 17 times 23?",
-        "Name three fruits.", "Which of them is yellow?", "Say it in French.", "What was my first question?")
+TALK = ("What is the capital of France?", "And of Italy?", "Is the moon made of cheese?", "What is 17 times 23?",
+        "Name three fruits.", "Which of them is yellow?", "What was my first question?")
 
 
 def show_talk() -> None:
-    """A conversation of ten turns, greedy."""
+    """A conversation, greedy."""
     model, tokenizer, writer = open_real()
     talk = Conversation(model, writer, tokenizer, {tokenizer.eos})
     for question in TALK:
