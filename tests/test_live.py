@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,14 @@ def test_the_questions_of_the_page_are_held_out_and_the_jump_is_one():
     unusual = [point["unusual"] for point in points]
     assert max(b - a for a, b in zip(unusual, unusual[1:])) > 0.3 and unusual[-1] > 0.99
     assert data["jump"]["story"] == figures.EXAMPLE and points[-1]["said"][0][0] == data["jump"]["answer"]
+
+
+def test_what_a_page_is_made_of_is_installed_with_the_package():
+    tomllib = pytest.importorskip("tomllib")
+    tools = tomllib.loads((ROOT / "build/pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert "simple_llm.live" in tools["packages"]
+    for name in ("model.js", "live.js", "live.css", "live.html"):
+        assert live.part(name)
+        assert any(fnmatch(name, pattern) for pattern in tools["package-data"]["simple_llm.live"]), name
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "DRAWS := tools/live.js tools/live.css tools/live.html" in makefile
