@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -67,32 +68,36 @@ def halves(model):
 
 
 RUN_ALL = """
-const model = { arrays: readArrays(weights), layers: 2, heads: 4 };
-return stories.map(ids => {
-  const { streams, looks, logits } = run(model, ids, new Set(gone));
-  return { streams, looks, logits, lens: lens(model.arrays, streams) };
+return jobs.map(([weights, stories, gone]) => {
+  const model = { arrays: readArrays(files[weights]), layers: 2, heads: 4 };
+  return stories.map(ids => {
+    const { streams, looks, logits } = run(model, ids, new Set(gone));
+    return { streams, looks, logits, lens: lens(model.arrays, streams) };
+  });
 });
 """
 
 
-def run_all(weights, stories, gone=()):
-    return node(RUN_ALL, weights=live.in_base64(weights), stories=stories, gone=list(gone))
-
-
 @pytest.fixture(scope="module")
-def ran(stories):
-    return run_all((TRAINED / "model.safetensors").read_bytes(), stories)
+def ran(model, stories):
+    """What Node makes of the stories: with all weights, with halves, and with something gone."""
+    files = {"F32": live.in_base64((TRAINED / "model.safetensors").read_bytes()),
+             "F16": live.in_base64(halves(model))}
+    jobs = [("F32", stories, []), ("F16", stories, []),
+            *(("F32", stories[:1], [gone]) for gone in ("head 0 0", "head 1 2", "block 1"))]
+    found = node(RUN_ALL, files=files, jobs=jobs)
+    return {(gone or [weights])[0]: each for (weights, _, gone), each in zip(jobs, found)}
 
 
 def test_with_the_same_weights_no_logit_differs_by_more_than_1e_5(model, stories, ran):
     exact = SimpleLLM.from_pretrained(TRAINED, dtype=np.float64)
-    for ids, found in zip(stories, ran):
+    for ids, found in zip(stories, ran["F32"]):
         np.testing.assert_allclose(found["logits"], model.forward(np.array([ids]))[0], rtol=0, atol=1e-5)
         np.testing.assert_allclose(found["logits"], exact.forward(np.array([ids]))[0], rtol=0, atol=1e-10)
 
 
 def test_looks_streams_and_lens_are_those_of_chapter_12(model, stories, ran):
-    for ids, found in zip(stories, ran):
+    for ids, found in zip(stories, ran["F32"]):
         view = look_inside(model, ids)
         for layer, head, t in np.ndindex(2, 4, len(ids)):
             row = found["looks"][layer][head][t]
@@ -101,10 +106,10 @@ def test_looks_streams_and_lens_are_those_of_chapter_12(model, stories, ran):
         np.testing.assert_allclose(found["lens"], logit_lens(model, view.streams), atol=1e-5)
 
 
-def test_halves_move_the_logits_by_less_than_the_book_says_and_no_likeliest_word(model, stories):
+def test_halves_move_the_logits_by_less_than_the_book_says_and_no_likeliest_word(model, stories, ran):
     text = (ROOT / "simple_llm.md").read_text(encoding="utf-8")
     assert "move them by less than 0.01" in " ".join(text.split())
-    for ids, found in zip(stories, run_all(halves(model), stories)):
+    for ids, found in zip(stories, ran["F16"]):
         exact = model.forward(np.array([ids]))[0]
         assert np.abs(np.array(found["logits"]) - exact).max() < 0.01
         assert (np.argmax(found["logits"], axis=-1) == exact.argmax(axis=-1)).mean() > 0.98
@@ -117,19 +122,15 @@ def test_halves_are_numpys_down_to_the_smallest(model):
     np.testing.assert_array_equal(read, numbers.astype(np.float16).astype(np.float64))
 
 
-def test_a_head_that_is_taken_away_is_the_one_of_chapter_12(model, stories):
-    weights = (TRAINED / "model.safetensors").read_bytes()
-    for layer, head in ((0, 0), (1, 2)):
-        found = run_all(weights, stories[:1], [f"head {layer} {head}"])[0]
-        with without_head(model, layer, head):
-            wanted = model.forward(np.array(stories[:1]))[0]
-        np.testing.assert_allclose(found["logits"], wanted, rtol=0, atol=1e-5)
+@pytest.mark.parametrize(("layer", "head"), [(0, 0), (1, 2)])
+def test_a_head_that_is_taken_away_is_the_one_of_chapter_12(model, stories, ran, layer, head):
+    with without_head(model, layer, head):
+        wanted = model.forward(np.array(stories[:1]))[0]
+    np.testing.assert_allclose(ran[f"head {layer} {head}"][0]["logits"], wanted, rtol=0, atol=1e-5)
 
 
-def test_a_block_that_is_taken_away_leaves_the_stream_as_it_was(model, stories):
-    weights = (TRAINED / "model.safetensors").read_bytes()
-    found = run_all(weights, stories[:1], ["block 1"])[0]
-    streams = look_inside(model, stories[0]).streams
+def test_a_block_that_is_taken_away_leaves_the_stream_as_it_was(model, stories, ran):
+    streams, found = look_inside(model, stories[0]).streams, ran["block 1"][0]
     np.testing.assert_allclose(found["streams"][2], streams[1], atol=1e-4)
     np.testing.assert_allclose(found["streams"][1], streams[1], atol=1e-4)
 
@@ -237,6 +238,7 @@ def test_of_a_model_of_another_form_a_page_has_what_was_computed(tokenizer):
 
 def test_a_text_that_is_too_long_for_a_page_is_refused_with_what_it_holds(model, tokenizer, monkeypatch):
     monkeypatch.setattr("simple_llm.cli.inspect.MOST_SHARES", 8 * 5 * 5)
+    monkeypatch.setattr("simple_llm.cli.inspect.ablate", lambda *_: np.zeros((2, 4)))
     with pytest.raises(UserError, match="6 tokens are too many: a page holds 5"):
         facts_of(model, IDS, tokenizer)
     facts_of(model, IDS[:5], tokenizer)
@@ -263,3 +265,14 @@ def test_the_questions_of_the_page_are_held_out_and_the_jump_is_one():
     unusual = [point["unusual"] for point in points]
     assert max(b - a for a, b in zip(unusual, unusual[1:])) > 0.3 and unusual[-1] > 0.99
     assert data["jump"]["story"] == figures.EXAMPLE and points[-1]["said"][0][0] == data["jump"]["answer"]
+
+
+def test_what_a_page_is_made_of_is_installed_with_the_package():
+    tomllib = pytest.importorskip("tomllib")
+    tools = tomllib.loads((ROOT / "build/pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert "simple_llm.live" in tools["packages"]
+    for name in ("model.js", "live.js", "live.css", "live.html"):
+        assert live.part(name)
+        assert any(fnmatch(name, pattern) for pattern in tools["package-data"]["simple_llm.live"]), name
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "DRAWS := tools/live.js tools/live.css tools/live.html" in makefile
