@@ -41,7 +41,7 @@ $(STAMP): requirements.txt setup.sh
 	@touch $@
 
 # What draws in a page goes into the package, too, for those who install it.
-DRAWS := tools/live.js tools/live.css tools/live.html
+DRAWS := tools/play.js tools/live.js tools/live.css tools/live.html
 
 tangle: $(STAMP)  ## extract the program from simple_llm.md into build/
 	@$(PYTHON) tangle.py

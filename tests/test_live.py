@@ -27,11 +27,12 @@ from simple_llm.world import StoryCorpus, World
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINED = ROOT / "tests/trained"
-SCRIPT = ROOT / "build/simple_llm/live/model.js"
+SCRIPTS = [ROOT / "build/simple_llm/live/model.js", ROOT / "tools/play.js"]
 NODE = shutil.which("node")
 RUN = """
 const fs = require("fs"), vm = require("vm");
-vm.runInThisContext(fs.readFileSync(process.argv[1], "utf8"), process.argv[1]);
+for (const name of process.argv.slice(1))
+  vm.runInThisContext(fs.readFileSync(name, "utf8"), name);
 const given = JSON.parse(fs.readFileSync(0, "utf8"));
 const made = new Function(...Object.keys(given), CODE)(...Object.values(given));
 console.log(JSON.stringify(made, (_, value) => ArrayBuffer.isView(value) ? [...value] : value));
@@ -39,11 +40,11 @@ console.log(JSON.stringify(made, (_, value) => ArrayBuffer.isView(value) ? [...v
 
 
 def node(code, **given):
-    """What a function body returns in Node, after the scripts of the chapter."""
+    """What a function body returns in Node, after the chapter's script and what moves beside it."""
     if NODE is None:
         pytest.skip("there is no Node")
     script = RUN.replace("CODE", json.dumps(code))
-    done = subprocess.run([NODE, "-e", script, "--", str(SCRIPT)], input=json.dumps(given),
+    done = subprocess.run([NODE, "-e", script, "--", *map(str, SCRIPTS)], input=json.dumps(given),
                           capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -271,8 +272,8 @@ def test_what_a_page_is_made_of_is_installed_with_the_package():
     tomllib = pytest.importorskip("tomllib")
     tools = tomllib.loads((ROOT / "build/pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     assert "simple_llm.live" in tools["packages"]
-    for name in ("model.js", "live.js", "live.css", "live.html"):
+    for name in ("model.js", "play.js", "live.js", "live.css", "live.html"):
         assert live.part(name)
         assert any(fnmatch(name, pattern) for pattern in tools["package-data"]["simple_llm.live"]), name
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "DRAWS := tools/live.js tools/live.css tools/live.html" in makefile
+    assert "DRAWS := tools/play.js tools/live.js tools/live.css tools/live.html" in makefile

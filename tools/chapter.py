@@ -328,7 +328,7 @@ def main(arguments: list[str]) -> int:
     files[PACKAGE] = one_thread(prefix)
     if any(path.startswith("simple_llm/live/") for path in files):
         files |= {f"simple_llm/live/{path.name}": path.read_text(encoding="utf-8")
-                  for name in ("live.js", "live.css", "live.html")
+                  for name in ("play.js", "live.js", "live.css", "live.html")
                   for path in [ROOT / "tools" / name]}          # what draws in a page
     directory = Path(rest[0] if rest else
                      ROOT / "build/chapters" / (number + "-starter" * starter))
