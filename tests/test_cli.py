@@ -26,7 +26,7 @@ from simple_llm.model import Config, SimpleLLM
 from simple_llm.tokenizer import Tokenizer
 from simple_llm.train import Moment, Score
 
-COMMANDS = "train generate chat eval inspect info tokenize".split()
+COMMANDS = "train generate chat serve eval inspect info tokenize".split()
 TRAINED = Path(__file__).parent / "trained"
 BUILD = Path(simple_llm.__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(BUILD), "PYTHONIOENCODING": "utf-8"}
