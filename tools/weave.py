@@ -125,7 +125,7 @@ def draw_with(book: Path, text: str) -> dict[str, Any]:
         if not picture.is_file():
             sys.exit(f"weave: there is no picture {picture}")
         source = picture.read_text(encoding="utf-8")
-        for letter, spelt in (("%", "%25"), ("#", "%23"), ("'", "%27"), ('"', "'"), ("\n", "")):
+        for letter, spelt in (("%", "%25"), ("#", "%23"), ("'", "%27"), ('"', "'"), ("\n", " ")):
             source = source.replace(letter, spelt)         # shorter than in base64
         return (f'<img alt="{escape(tokens[i].content)}" '
                 f'src="data:image/svg+xml,{escape(source, quote=False)}">')
