@@ -68,10 +68,9 @@ def test_the_vocabulary_is_specials_bytes_and_as_many_merges_as_there_is_room_fo
     assert len(set(tokens)) == len(tokens)                      # no piece is made twice
 
 
-@pytest.mark.parametrize(("text", "size", "says"), [(TEXT, 259, "260"), ("", 400, "empty")])
-def test_a_vocabulary_that_cannot_be_is_refused(text, size, says):
-    with pytest.raises(UserError, match=says):
-        Tokenizer.from_text(text, "bpe", vocab_size=size)
+def test_a_vocabulary_that_cannot_be_is_refused():
+    with pytest.raises(UserError, match="260"):
+        Tokenizer.from_text(TEXT, "bpe", vocab_size=259)
 
 
 # Cutting

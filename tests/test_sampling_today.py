@@ -16,7 +16,6 @@ from simple_llm.errors import UserError
 from simple_llm.generate import keep_likely, penalize
 from simple_llm.model import Config, SimpleLLM
 from simple_llm.tokenizer import Tokenizer
-from simple_llm.voices import read_voices
 
 EXPECTED = dict(np.load(Path(__file__).with_name("sampling.npz")))
 OPTIONS = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"
@@ -178,10 +177,10 @@ def test_a_wrong_option_is_refused_with_status_two(options, part, home, capsys):
 ], ids=str)
 def test_a_directory_may_wish_for_them(said, wish, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
-    assert wishes(read_voices(tmp_path)) == wish
+    assert wishes(tmp_path) == wish
 
 
-@pytest.mark.parametrize("said", [{"min_p": "x"}, {"repetition_penalty": True}, {"repetition_penalty": 0},
+@pytest.mark.parametrize("said", [{"min_p": "x"}, {"repetition_penalty": 0},
                                   {"do_sample": True, "min_p": 1.5}], ids=str)
 def test_a_wish_that_makes_no_sense_is_refused_by_its_name(said, says):
     status, err = says("generate", wish=said)

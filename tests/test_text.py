@@ -84,17 +84,6 @@ def test_a_text_that_is_too_short_is_refused_with_the_length_needed(length, cont
 # Files
 
 
-def test_a_directory_says_how_many_of_its_files_are_texts(tmp_path, capsys):
-    for name in ("a.txt", "B.TXT", "c.markdown", "d.Md", "e.pdf", "README", ".hidden.txt"):
-        (tmp_path / name).write_text(name, "utf-8")
-    assert gather_text([str(tmp_path)]).split() == ["B.TXT", "a.txt", "c.markdown", "d.Md"]
-    assert f"{tmp_path}: 4 of 6 files are texts: .txt" in capsys.readouterr().err
-    for name in ("a.txt", "B.TXT", "c.markdown", "d.Md"):
-        (tmp_path / name).unlink()
-    with pytest.raises(UserError, match="no text in it"):
-        gather_text([str(tmp_path)])
-
-
 def test_a_text_is_read_without_byte_order_mark_and_carriage_returns(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\n\xc3\xa9")
@@ -117,17 +106,6 @@ def test_a_missing_file_and_a_directory_are_refused_in_one_sentence(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="cannot read"):
             read_text(str(path))
-
-
-def test_a_directory_gives_the_files_of_text_but_nothing_hidden_or_empty(tmp_path):
-    for name, text in (("b.md", "second"), ("a.txt", "first"), ("c.py", ""), ("d.png", "no"),
-                       (".venv/x.txt", "hidden"), ("more/e.rst", "third")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert gather_text([str(tmp_path)]) == "first\nsecond\nthird"
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="no text in it"):
-        gather_text([str(tmp_path / "none")])
 
 
 # Long texts

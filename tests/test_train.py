@@ -247,20 +247,6 @@ def test_an_error_in_a_helper_is_raised_with_its_type_and_its_traceback():
     assert "in a helper process" in trace and "Traceback" in trace and "check_ids" in trace
 
 
-@pytest.mark.parametrize("row", [0, 2, 5])
-def test_a_team_computes_on_as_if_nothing_had_happened_after_an_error(row):
-    """The answers that nobody waited for are not taken for those to the next question."""
-    bad, good = make_batch(6, seed=5), make_batch(6)
-    bad.ids[row] = 99                          # in the share of the parent, or of a helper
-    loss, grad = alone(good)
-    with make_team(3) as team:
-        with pytest.raises(UserError):
-            team.loss_and_gradient(bad)
-        assert not any(dropout.training for dropout in team.model.dropouts)
-        assert team.loss_and_gradient(good) == pytest.approx(loss, rel=1e-12)
-        assert_gradient(team.model, grad)
-
-
 def test_a_helper_that_dies_is_reported_in_a_sentence_and_none_outlives_the_team():
     works = [lambda team: team.loss_and_gradient(make_batch(4)), lambda team: team.step(0.1),
              lambda team: team.each(mark, [make_batch(2)] * 2)]
@@ -623,13 +609,3 @@ def test_train_returns_the_score_on_all_of_the_held_out_text():
         score = train(team, corpus, options, moments.append)
         assert len(corpus.validation) > 2 * 2**14
         assert score == evaluate(team, corpus) != moments[-1].score
-
-
-def test_a_machine_that_can_start_no_process_is_not_called_a_full_disk(monkeypatch):
-    def start(process):
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(parallel.METHOD.Process, "start", start)
-    model = FastLLM(Config(9, 5, 8, 1, 2))
-    with pytest.raises(UserError, match="cannot start a helper process: Resource temporarily.*--workers 1"):
-        parallel.make_team(model, Options(workers=2))

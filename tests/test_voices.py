@@ -171,7 +171,7 @@ def test_a_value_of_another_kind_costs_one_sentence(junk, directory):
      {"temperature": 0.7, "top_p": 0.9}),
 ])
 def test_a_directory_may_wish_for_a_temperature(said, wish, directory):
-    assert wishes(read_voices(directory({GENERATION: said}))) == wish
+    assert wishes(directory({GENERATION: said})) == wish
 
 
 @pytest.mark.parametrize("said", [
