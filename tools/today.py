@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 
 from experiments import of_characters  # noqa: E402
 from simple_llm.batches import Array  # noqa: E402
-from simple_llm.engine import fast, muon  # noqa: E402
+from simple_llm.engine import fast  # noqa: E402
 from simple_llm.engine.fast import FastLLM, Flat  # noqa: E402
 from simple_llm.engine.fast_today import FastTodayLLM  # noqa: E402
 from simple_llm.engine.parallel import DataParallel  # noqa: E402
@@ -122,7 +122,7 @@ class SGD:
 
 def optimizers_of(rates: dict[str, Sequence[float]]) -> dict[str, tuple[Any, Sequence[float]]]:
     makers = {"SGD, momentum 0.9": SGD, "AdamW": fast.AdamW,
-              "Muon and AdamW": lambda flat, rate: muon.Muon(flat, 0.02 / rate)}
+              "Muon and AdamW": lambda flat, rate: fast.Muon(flat, 0.02 / rate)}
     return {name: (makers[name], tries) for name, tries in rates.items()}
 
 
@@ -171,7 +171,7 @@ def show_text(seeds: Sequence[int]) -> None:
 def show_spectrum(seeds: Sequence[int], steps: int = 150) -> None:
     """How many directions hold nine tenths of the square of the momentum, for each matrix."""
     model, corpus = make_model(None, seeds[0])
-    optimizer = muon.Muon(Flat(model), 5.0)
+    optimizer = fast.Muon(Flat(model), 5.0)
     learn(model, corpus, optimizer, 4e-3, steps)
     counts = []
     for _, (_, _, m) in optimizer.matrices():
