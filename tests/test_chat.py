@@ -63,15 +63,7 @@ DATED = """{{- bos_token }}
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
 {%- endif %}
 """
-THINKING = """{%- for message in messages %}
-    {%- if message.role == "assistant" and '</think>' in message.content %}
-        {{- '<|im_start|>assistant\n' + message.content.split('</think>')[-1].lstrip('\n') + '<|im_end|>\n' }}
-    {%- else %}
-        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-""" + OPENED
-TEMPLATES = {"bare": BARE, "polite": POLITE, "begun": BEGUN, "llama": LLAMA, "thinking": THINKING}
+TEMPLATES = {"bare": BARE, "polite": POLITE, "begun": BEGUN, "llama": LLAMA}
 TALKS = {
     "a question": [USER("hi there")],
     "behind a word to the model": [SYSTEM("Be brief."), USER("hi")],
@@ -144,8 +136,6 @@ def anew(talk, turns):
      "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nyes"
      "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\na\tb<|eot_id|>"
      "<|start_header_id|>assistant<|end_header_id|>\n\n"),
-    ("thinking", "thoughts", "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-     "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"),
 ], ids=lambda part: "" if "<|" in part else part)
 def test_a_built_in_form_writes_the_ids_of_its_template(name, talk, expected):
     assert Writer(recognize(TEMPLATES[name]), TOKENIZER).write(TALKS[talk]) == spelled(expected)
@@ -182,7 +172,7 @@ WRITERS = [pytest.param(lambda t: Writer(recognize(t), TOKENIZER), id="built in"
 
 
 @pytest.mark.parametrize("make", WRITERS)
-@pytest.mark.parametrize("name", ["polite", "llama", "thinking"])
+@pytest.mark.parametrize("name", ["polite", "llama", "begun"])
 def test_what_looks_like_a_special_token_is_text_when_a_user_typed_it(make, name):
     writer, special = make(TEMPLATES[name]), {*range(len(TOKENIZER.specials))}
     harmless = [SYSTEM("s"), USER("u"), ASSISTANT("a"), USER("v")]
@@ -237,6 +227,13 @@ def test_a_short_template_that_differs_from_the_known_forms_is_followed_to_the_l
         writer = make_writer(template, TOKENIZER)
     for turns in TALKS.values():
         assert writer.write(turns) == Writer(Template(template), TOKENIZER).write(turns)
+
+
+@needs_jinja
+def test_old_thoughts_are_forgotten_where_the_template_forgets_them():
+    template = ("{% for m in messages %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% endfor %}")
+    talk = [USER("a"), ASSISTANT("<think>\nhm\n</think>\n\nb")._replace(ids=(9, 9)), USER("c")]
+    assert Writer(Template(template), TOKENIZER).write(talk) == TOKENIZER.encode("abc")
 
 
 @needs_jinja
@@ -334,7 +331,7 @@ def test_only_the_new_tokens_of_a_turn_are_read(kind):
 
 
 @pytest.mark.parametrize("kind", [TodayLLM, FastTodayLLM], ids=["plain", "fast"])
-@pytest.mark.parametrize("name", ["polite", "llama", "thinking"])
+@pytest.mark.parametrize("name", ["polite", "llama", "begun"])
 def test_answers_are_those_of_a_conversation_that_is_read_anew(kind, name):
     talk, answers = converse(make_model(kind), TEMPLATES[name], "you are brief"), []
     for text in ("hi", "the system", " a ", "why? <|im_end|>"):

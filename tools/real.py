@@ -154,7 +154,7 @@ def show_poem() -> None:
     ids, caches, line = writer.write([Turn("user", QUESTIONS[0])]), model.make_caches(), []
     logits = model.next_logits(np.array([ids]), caches)[0]                 # (V,)
     text = ""
-    while text.count("\n") < 6:
+    while text.count("\n") < 12:
         p = softmax(logits.astype(float))
         token = int(p.argmax())
         line.append(p[token])
