@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import stat
 import struct
 import tracemalloc
 from contextlib import suppress
@@ -86,10 +87,11 @@ DATA = struct.pack("<4f", 1, 2, 3, 4)
     {"x": entry(offsets=(0, 100))}, {"x": entry(offsets=(16, 24))},
     {"x": entry(offsets=(-8, 0))}, {"x": entry(offsets=(8, 0))},
     {"x": entry(offsets=(0, 4))}, {"x": entry(shape=(3,))}, {"x": entry(shape=(-2,))},
-    {"x": entry(shape=(-1, -2))}, {"x": entry(shape=(2.0,))},
+    {"x": entry(shape=(-1, -2))}, {"x": entry(shape=(2.0,))}, {"x": entry(shape=(-1,))},
     {"x": entry(shape=(4,), offsets=(0.0, 16.0))}, {"x": entry(shape="")},
-    {"x": entry(shape=(2,), offsets=(0, 16))},
-    {"x": entry(shape=("2",))}, {"x": entry(shape=(0, 2**70), offsets=(0, 0))}, {"x": entry(shape=(2**62, 4, 2))},
+    {"x": entry(shape=(-1,), offsets=(0, 16))}, {"x": entry(shape=(2,), offsets=(0, 16))},
+    {"x": entry(shape=("2",))},
+    {"x": entry(shape=(0, 2**70), offsets=(0, 0))}, {"x": entry(shape=(2**62, 4, 2))},
     {"x": entry(shape=[1] * 70 + [2])},
     {"x": entry("F8_E5M2", (16,), (0, 16))}, {"x": entry(dtype="I64", shape=(1,))}, {"x": entry(dtype=None)},
     {"x": entry(dtype=["F32"])}, {"x": entry(offsets=(0, 4, 8))},
@@ -332,14 +334,16 @@ def test_the_old_file_is_kept_when_writing_fails(tmp_path, monkeypatch, where, n
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_the_bytes_reach_the_disk_before_the_new_name_does(tmp_path, monkeypatch):
+def test_the_bytes_reach_the_disk_before_the_new_name_does_and_that_does_too(
+        tmp_path, monkeypatch):
     """And the old file stands whole until the new one does."""
     path, events = tmp_path / "file", []
     path.write_bytes(b"old")
     fsync, replace = os.fsync, os.replace
 
     def noted_fsync(file):
-        events.append(os.fstat(file).st_size)
+        status = os.fstat(file)
+        events.append("directory" if stat.S_ISDIR(status.st_mode) else status.st_size)
         fsync(file)
 
     def noted_replace(source, target):
@@ -349,5 +353,14 @@ def test_the_bytes_reach_the_disk_before_the_new_name_does(tmp_path, monkeypatch
     monkeypatch.setattr(files.os, "fsync", noted_fsync)
     monkeypatch.setattr(files.os, "replace", noted_replace)
     write_atomically(path, b"new!")
-    assert events == [4, (f".file.{os.getpid()}.tmp", b"old", b"new!")]
+    assert events == [4, (f".file.{os.getpid()}.tmp", b"old", b"new!"), "directory"]
     assert path.read_bytes() == b"new!"
+
+
+def test_a_system_that_opens_no_directories_is_no_obstacle(tmp_path, monkeypatch):
+    def fail(*args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.os, "open", fail)
+    write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"

@@ -84,6 +84,17 @@ def test_a_text_that_is_too_short_is_refused_with_the_length_needed(length, cont
 # Files
 
 
+def test_a_directory_says_how_many_of_its_files_are_texts(tmp_path, capsys):
+    for name in ("a.txt", "B.TXT", "c.markdown", "d.Md", "e.pdf", "README", ".hidden.txt"):
+        (tmp_path / name).write_text(name, "utf-8")
+    assert gather_text([str(tmp_path)]).split() == ["B.TXT", "a.txt", "c.markdown", "d.Md"]
+    assert f"{tmp_path}: 4 of 6 files are texts: .txt" in capsys.readouterr().err
+    for name in ("a.txt", "B.TXT", "c.markdown", "d.Md"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match="no text in it"):
+        gather_text([str(tmp_path)])
+
+
 def test_a_text_is_read_without_byte_order_mark_and_carriage_returns(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\n\xc3\xa9")
@@ -106,6 +117,17 @@ def test_a_missing_file_and_a_directory_are_refused_in_one_sentence(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="cannot read"):
             read_text(str(path))
+
+
+def test_a_directory_gives_the_files_of_text_but_nothing_hidden_or_empty(tmp_path):
+    for name, text in (("b.md", "second"), ("a.txt", "first"), ("c.py", ""), ("d.png", "no"),
+                       (".venv/x.txt", "hidden"), ("more/e.rst", "third")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert gather_text([str(tmp_path)]) == "first\nsecond\nthird"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="no text in it"):
+        gather_text([str(tmp_path / "none")])
 
 
 # Long texts
@@ -158,3 +180,10 @@ def test_the_price_does_not_depend_on_how_the_text_was_cut():
     pieces = TextCorpus(text, Tokenizer.from_text(text, "bpe"), context=4)
     assert len(letters.validation) == 30 and len(pieces.validation) == 11    # ab, 9 " ab", " "
     assert letters.price(1.1) == pieces.price(3.0)
+
+
+@pytest.mark.parametrize("kind", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, kind):
+    (tmp_path / "u.txt").write_bytes("\ufeffnine ferries".encode(kind))
+    with pytest.raises(UserError, match="u.txt is UTF-16: save it as UTF-8"):
+        gather_text([str(tmp_path / "u.txt")])
