@@ -212,8 +212,6 @@ def test_max_steps_ends_after_exactly_so_many(home, tmp_path):
     assert done.returncode == 0, done.stderr
     found = read_checkpoint(tmp_path / "model" / CHECKPOINT)
     assert (found.step, found.total_steps, found.history[-1][1]) == (37, 37, 37)
-    done = run("info", cwd=tmp_path)
-    assert "37 of 37 steps" in done.stdout and "at step " in done.stdout
 
 
 def test_the_loss_that_is_shown_is_a_running_mean_over_all_steps(capsys):
@@ -382,12 +380,8 @@ def test_chat_remembers_statements_and_answers_questions(tmp_path):
     assert done.stdout == "the key\nthe barn\nthe key\n"
 
 
-def test_info_counts_parameters_and_tells_how_the_training_went(home):
+def test_info_counts_parameters(home):
     assert "word tokenizer: 106,496 parameters" in run("info", TRAINED, cwd=home).stdout
-    found = read_checkpoint(home / "model" / CHECKPOINT)
-    done = run("info", cwd=home)
-    assert f"{found.step} of {found.step} steps" in done.stdout, done.stderr
-    assert f"held-out loss {found.history[-1][3]:.3f}" in done.stdout
 
 
 def test_inspect_writes_a_page(tmp_path):
