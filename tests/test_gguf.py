@@ -561,15 +561,15 @@ def test_a_kept_file_is_hashed_once_and_its_head_read_for_the_model_and_for_the_
         words, times, put, monkeypatch, tmp_path):
     (place := tmp_path / "simple_llm").mkdir()
     kept, done = put().rename(place / "smollm2.gguf"), []
-    book = fetch.SHELF["smollm2"]._replace(file_hash=fetch.digest(kept))
+    book = fetch.SHELF["smollm2"]._replace(file_hash=fetch.sha256(kept.read_bytes()).hexdigest())
     monkeypatch.setitem(fetch.SHELF, "smollm2", book)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for module, name in ((fetch, "digest"), (gguf, "read_head")):
+    for module, name in ((fetch, "sha256"), (gguf, "read_head")):
         monkeypatch.setattr(module, name, lambda x, name=name, usual=getattr(module, name): done.append(name) or usual(x))
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main([*words, "smollm2"]) == 0
-    assert done == ["digest", *times * ["read_head"]]
+    assert done == ["sha256", *times * ["read_head"]]
 
 
 def test_a_file_whose_sizes_need_more_numbers_than_it_has_is_named_alone(put):
