@@ -30,7 +30,7 @@ help:  ## show this list
 		$(MAKEFILE_LIST)
 	@echo
 	@echo '  make train CORPUS=path/to/text.txt      train on your own text instead'
-	@echo "  make train CORPUS=\"'my text.txt' more/\"  several, and names with spaces"
+	@echo "  make train CORPUS=\"'my text.txt' more.txt\"  several, and names with spaces"
 	@echo '  make train ARGS="--epochs 20 --seed 1"  any option of simple_llm train'
 	@echo '  make generate PROMPT="..." MODEL=model  continue a prompt'
 
