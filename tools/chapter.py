@@ -20,6 +20,7 @@ import os
 import symtable
 import sys
 from pathlib import Path
+from random import Random
 from typing import Iterator
 
 import numpy as np
@@ -33,7 +34,8 @@ from exercises.chunks import Book  # noqa: E402
 
 PACKAGE = "simple_llm/__init__.py"
 GIVEN = {*dir(builtins), "__name__", "__file__", "__doc__"}
-OF_OTHERS = {name for kind in (list, dict, set, str, bytes, Path, np, np.ndarray, io.TextIOBase)
+OF_OTHERS = {name for kind in (list, dict, set, str, bytes, Path, np, np.ndarray, io.TextIOBase,
+                         Random)
              for name in dir(kind)}  # methods that say nothing about whose they are
 Lines = list[tuple[str, tangle.Block]]
 
@@ -341,7 +343,7 @@ def main(arguments: list[str]) -> int:
           f"them{', but for its exercises' * starter}; README.md says how to run it")
     if prefix.borrowed:
         print("borrowed from later chapters:", ", ".join(
-            f"⟨{name}⟩ ({chapter})" for name, chapter in sorted(prefix.borrowed.items())))
+            f"{name} ({chapter})" for name, chapter in sorted(prefix.borrowed.items())))
     return 0
 
 
