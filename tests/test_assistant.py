@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simple_llm.cli.main import main
 from simple_llm.engine.fast import FastLLM
 from simple_llm.engine.parallel import make_optimizer
 from simple_llm.layers import CrossEntropy, softmax
@@ -276,3 +277,8 @@ def test_where_nothing_is_judged_the_text_itself_is_learned(corpus):
     usual = model.loss(batch.ids, batch.targets)
     next(practise(model, [(batch, worth, np.zeros_like(first))]))
     assert model.loss(batch.ids, batch.targets) == pytest.approx(usual, rel=1e-6)
+
+
+def test_a_stage_whose_stage_before_is_missing_says_so(tmp_path, capsys):
+    assert main(["assistant", "--stage", "reward", "--out", str(tmp_path)]) == 1
+    assert f"{tmp_path}/instructed has no model yet: run the stage before" in capsys.readouterr().err

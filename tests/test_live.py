@@ -277,3 +277,8 @@ def test_what_a_page_is_made_of_is_installed_with_the_package():
         assert any(fnmatch(name, pattern) for pattern in tools["package-data"]["simple_llm.live"]), name
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "DRAWS := tools/play.js tools/live.js tools/live.css tools/live.html" in makefile
+
+
+def test_a_number_that_half_precision_cannot_hold_is_named():
+    with pytest.raises(UserError, match="wte has a number above float16's 65,504"):
+        live.in_halves({"wte": ((2,), (1.0, 1e5))})
