@@ -90,7 +90,7 @@ def test_of_the_last_answer_the_first_word_alone_counts():
 
 
 def test_a_batch_has_a_target_where_a_word_counts_and_nowhere_else(corpus):
-    batch = lay_out(corpus.tokenizer, [spell(TALK), spell(TALK[:2])])
+    batch = lay_out(corpus.tokenizer.ids, [spell(TALK), spell(TALK[:2])])
     decoded = [[corpus.tokenizer.tokens[n] for n in row[row >= 0]] for row in batch.targets]
     assert decoded == [["key", "<end>", "nobody", "knows", "<end>"], ["key", "<end>"]]
     at = np.nonzero(batch.targets[0] >= 0)[0]
@@ -249,7 +249,7 @@ def practised(corpus, leash):
     """The odds of four answers before and after a tiny model has practised them, and the right ones."""
     model = FastLLM(Config(corpus.tokenizer.vocab_size, 64, 16, 1, 2), seed=3)
     start = SimpleLLM(model.config, seed=3)
-    batch = lay_out(corpus.tokenizer, [last_answer(turns) for turns in talks(4)])
+    batch = lay_out(corpus.tokenizer.ids, [last_answer(turns) for turns in talks(4)])
     right = np.eye(corpus.tokenizer.vocab_size)[batch.targets[batch.targets >= 0]]     # (4, V)
     tasks = itertools.repeat((batch, right, np.ones(4, bool)))
     team = Alone(model, make_optimizer(model, Options(weight_decay=0.0)))

@@ -157,7 +157,7 @@ REWARD_STEPS = 1000
 
 def questions(n: int, name: str) -> tuple[Batch, Array]:
     """Last questions, and 1 for the right answer to each, (n, V)."""
-    batch = lay_out(TOKENIZER, [last_answer(turns) for turns in some(n, name)])
+    batch = lay_out(TOKENIZER.ids, [last_answer(turns) for turns in some(n, name)])
     return batch, np.eye(TOKENIZER.vocab_size)[batch.targets[batch.targets >= 0]]
 
 

@@ -23,16 +23,17 @@ TRAINED = Path(__file__).resolve().parent.parent / "tests" / "trained"
 
 import numpy as np  # noqa: E402
 
+import assistant  # noqa: E402
 from chart import BLUE, CARD, DASHED, GREY, INK, OCHRE, RED, Axes, Drawing  # noqa: E402
 from simple_llm.batches import Array, pad_rows  # noqa: E402
 from simple_llm.engine.fast import FastLLM  # noqa: E402
-from simple_llm.engine.parallel import make_optimizer, make_team  # noqa: E402
+from simple_llm.engine.parallel import make_team  # noqa: E402
 from simple_llm.first import descend  # noqa: E402
 from simple_llm.layers import softmax  # noqa: E402
 from simple_llm.model import Config, SimpleLLM  # noqa: E402
 from simple_llm.optimizer import AdamW  # noqa: E402
 from simple_llm.today.assistant import (  # noqa: E402
-    TaleCorpus, Verdict, again_and_again, hold_talk, judge, tune,
+    TaleCorpus, Verdict, hold_talk, judge,
 )
 from simple_llm.today.odds import odds  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
@@ -258,13 +259,8 @@ def instructed(
     base: SimpleLLM, corpus: TaleCorpus, count: int, absent: float, seed: int
 ) -> Verdict:
     """How a copy of the base does after 100 batches of so many conversations."""
-    model, rng = copy.deepcopy(base), random.Random(f"examples {seed}")
-    talks = [hold_talk(corpus.world, rng, absent) for _ in range(count)]
-    options = Options(learning_rate=1e-3, weight_decay=0.0)
-    tune(Alone(model, make_optimizer(model, options)),
-         again_and_again(talks, corpus.tokenizer, rng), 100, options.learning_rate,
-         lambda moment: None)
-    rng = random.Random("held-out talks")
+    model, rng = copy.deepcopy(base), random.Random("held-out talks")
+    assistant.instructed(seed, count, absent, model)
     held_out = [hold_talk(corpus.world, rng, 0.5) for _ in range(1000)]
     return judge(model, corpus.tokenizer, corpus.world, held_out)
 
