@@ -72,8 +72,13 @@ RUN_ALL = """
 return jobs.map(([weights, stories, gone]) => {
   const model = { arrays: readArrays(files[weights]), layers: 2, heads: 4 };
   return stories.map(ids => {
-    const { streams, looks, logits } = run(model, ids, new Set(gone));
-    return { streams, looks, logits, lens: lens(model.arrays, streams) };
+    const past = [], count = length => Array.from({ length }, (_, n) => n);
+    for (const id of ids) readToken(model, past, id, new Set(gone));
+    const streams = count(3).map(depth => past.map(({ streams }) => streams[depth]));
+    return {
+      streams, logits: past.map(({ logits }) => logits),
+      looks: count(2).map(n => count(4).map(h => past.map(({ looks }) => looks[n][h]))),
+      lens: streams.map(rows => rows.map(row => softmax(head(model.arrays, row)))) };
   });
 });
 """

@@ -54,6 +54,22 @@ function later(work) {
   };
 }
 
+/** Call work() until it returns false, a few milliseconds of each frame, then done(), in a frame
+    that still has room for it. A new call ends the one before. */
+function patient() {
+  let turn = 0;
+  return (work, done) => {
+    const mine = ++turn;
+    (function next() {
+      if (mine !== turn) return;
+      const start = performance.now(), spent = () => performance.now() - start;
+      while (work()) if (spent() > 6) return requestAnimationFrame(next);
+      if (spent() < 2) done();
+      else requestAnimationFrame(() => { if (mine === turn) done(); });
+    })();
+  };
+}
+
 /* Controls */
 
 function slider(name, { min, max, step = 1, value, show = String }, change) {
@@ -144,6 +160,24 @@ function read(text) {
   return { ids: ids.slice(0, most), unknown: [...new Set(unknown)], cut: ids.length > most };
 }
 
+/** Reads texts: done is given what is known of each position. What was read before in the same
+    way is not read again. */
+function reader() {
+  const go = patient();
+  let past = [], way = "";
+  return (ids, gone, done) => {
+    const without = new Set(gone), now = [...without].join();
+    let same = 0;
+    while (now === way && same < ids.length && past[same]?.id === ids[same]) same++;
+    const mine = past = past.slice(0, same);
+    way = now;
+    go(() => {
+      if (mine.length < ids.length) readToken(theModel(), mine, ids[mine.length], without);
+      return mine.length < ids.length;
+    }, () => done(mine));
+  };
+}
+
 /** A text to be edited; `change` is given its ids, in the next frame. */
 function field(name, text, change) {
   const id = fresh("text"), help = fresh("help");
@@ -175,15 +209,17 @@ const FIGURES = {};
 /* 1. Edit the story, and see the answer change. */
 
 FIGURES.story = box => {
+  const follow = reader();
   let asked = 0, which = 0;
   const reply = el("output", { class: "reply" }), places = bars("What else could stand there");
   const which_word = el("p", { class: "told" });
   const story = field("A story and a question: change them", STORIES[0], ids => {
     const mine = ++asked, said = [];
     function next() {                                  // a word a frame
-      if (mine !== asked) return;
-      const { logits } = run(theModel(), [...ids, ...said.map(word => word.v)]);
-      const p = softmax(logits.at(-1)), v = best(p, 1)[0];
+      if (mine === asked) follow([...ids, ...said.map(word => word.v)], [], choose);
+    }
+    function choose(past) {
+      const p = softmax(past.at(-1).logits), v = best(p, 1)[0];
       said.push({ v, p });
       if (names[v] !== "." && names[v] !== "<eos>" && said.length < 5
           && ids.length + said.length < theModel().arrays["wpe.weight"].length)
@@ -211,22 +247,22 @@ FIGURES.story = box => {
 
 /* What a model did with a text: computed here, or in the page for a model that is not. */
 
-function seen(ids, gone) {
-  const model = theModel();
-  if (!model) return seen.once ??= unpacked();
-  const { streams, looks, logits } = run(model, ids, gone);
-  const said = lens(model.arrays, streams);
-  return { ids, looks, p: softmax(logits.at(-1)),
-           lens: (depth, t, count) => best(said[depth][t], count).map(v => [v, said[depth][t][v]]) };
+function seer() {
+  const model = theModel(), follow = reader();
+  let once;
+  if (!model) return (ids, gone, done) => done(once ??= unpacked());
+  return (ids, gone, done) => follow(ids, gone, past => done({
+    ids, looks: (n, h, t) => past[t].looks[n][h], p: softmax(past.at(-1).logits),
+    lens: (depth, t, count) => {
+      const p = softmax(head(model.arrays, past[t].streams[depth]));
+      return best(p, count).map(v => [v, p[v]]);
+    } }));
 }
 
 function unpacked() {
   const bytes = Uint8Array.from(atob(facts.looks), letter => letter.charCodeAt(0));
   const T = facts.ids.length, at = (n, h, t) => ((n * facts.heads + h) * T + t) * T;
-  const row = (n, h, t) => Array.from(bytes.subarray(at(n, h, t), at(n, h, t) + t + 1), b => b / 255);
-  const count = length => Array.from({ length }, (_, n) => n);
-  const looks = count(facts.layers).map(n => count(facts.heads).map(
-    h => new Proxy({}, { get: (_, t) => row(n, h, +t) })));
+  const looks = (n, h, t) => Array.from(bytes.subarray(at(n, h, t), at(n, h, t) + t + 1), b => b / 255);
   return { ids: facts.ids, looks, lens: (depth, t, count) => facts.lens[depth][t].slice(0, count) };
 }
 
@@ -253,11 +289,11 @@ function attentionOf(box, more = () => "") {
              el("fieldset", {}, el("legend", {}, "Through which head?"), heads));
   function show() {
     const ids = view.ids, t = Math.min(words.chosen, ids.length - 1);
-    const shares = view.looks[layer][head][t];
+    const shares = view.looks(layer, head, t);
     words.show(ids.map(id => visible(names[id])), shares,
                ids.map((_, s) => s === t ? "looks" : s > t ? "ahead" : ""));
     for (const { n, h, input, at } of cells) {
-      const p = view.looks[n][h][t], s = best(p, 1)[0];
+      const p = view.looks(n, h, t), s = best(p, 1)[0];
       input.checked = n === layer && h === head;
       at.textContent = `${visible(names[ids[s]])} ${percent(p[s])}`;
     }
@@ -270,7 +306,7 @@ function attentionOf(box, more = () => "") {
     view = fresh_view;
     if (last) {                                        // begin with the clearest look back
       const t = view.ids.length - 1;
-      const back = (n, h) => Math.max(0, ...[...view.looks[n][h][t]].slice(0, -1));
+      const back = (n, h) => Math.max(0, ...view.looks(n, h, t).slice(0, -1));
       [layer, head] = cells.map(({ n, h }) => [n, h]).filter(([n]) => n === facts.layers - 1)
         .sort(([n, h], [m, g]) => back(m, g) - back(n, h))[0];
       words.chosen = t;
@@ -284,9 +320,12 @@ const LENS_STORY = `${STORIES[1]} the`;
 
 FIGURES.attention = box => {
   let first = true;
-  const place = el("div");
+  const place = el("div"), see = seer();
   const show = attentionOf(place);
-  const story = field("Your story", LENS_STORY, ids => { show(seen(ids), first); first = false; });
+  const story = field("Your story", LENS_STORY, ids => see(ids, [], view => {
+    show(view, first);
+    first = false;
+  }));
   box.append(story.element, place);
   story.update();
 };
@@ -312,8 +351,8 @@ function lensOf(box) {
 }
 
 FIGURES.lens = box => {
-  const place = el("div"), show = lensOf(place);
-  const story = field("Your story", LENS_STORY, ids => show(seen(ids)));
+  const place = el("div"), see = seer(), show = lensOf(place);
+  const story = field("Your story", LENS_STORY, ids => see(ids, [], show));
   box.append(story.element, place);
   story.update();
 };
@@ -343,33 +382,35 @@ function removalOf(box, change) {
 }
 
 FIGURES.removal = box => {
-  let ids, turn = 0, started = false;
+  let ids;
+  const whole = reader(), rest = reader(), ask = patient();
   const list = bars("What comes next"), told = el("p", { class: "told" });
   const count = el("p", { class: "answer", role: "status" });
   const place = el("div"), gone = removalOf(place, show);
   const story = field("Your story", LENS_STORY, fresh_ids => { ids = fresh_ids; showStory(); });
   function showStory() {
-    const whole = softmax(run(theModel(), ids).logits.at(-1));
-    const p = gone.size ? softmax(run(theModel(), ids, gone).logits.at(-1)) : whole;
-    told.textContent = "The next word; a thin line marks what the whole model says.";
-    const top = [...new Set([...best(whole, 1), ...best(p, 4)])].slice(0, 4);
-    list.show(top.map(v => ({ name: names[v], share: p[v], before: whole[v],
-                              kind: v === best(whole, 1)[0] ? "first" : "" })));
+    whole(ids, [], past => rest(ids, gone, changed => {
+      const [before, p] = [past, changed].map(each => softmax(each.at(-1).logits));
+      told.textContent = "The next word; a thin line marks what the whole model says.";
+      const top = [...new Set([...best(before, 1), ...best(p, 4)])].slice(0, 4);
+      list.show(top.map(v => ({ name: names[v], share: p[v], before: before[v],
+                                kind: v === best(before, 1)[0] ? "first" : "" })));
+    }));
   }
   function show() { showStory(); askAll(); }
-  function askAll() {                                  // a question a frame
-    const mine = ++turn;
-    let asked = 0, right = 0;
-    requestAnimationFrame(function next() {
-      if (mine !== turn) return;
-      if (asked < facts.questions.length) {
-        const [text, answer] = facts.questions[asked++];
-        const { logits } = run(theModel(), read(text).ids, gone);
-        right += names[best(logits.at(-1), 1)[0]] === answer;
-        requestAnimationFrame(next);
-      }
+  function askAll() {
+    const without = new Set(gone);
+    let asked = 0, right = 0, past = [], question = read(facts.questions[0][0]).ids;
+    ask(() => {                                        // a token
+      readToken(theModel(), past, question[past.length], without);
+      if (past.length < question.length) return true;
+      right += names[best(past.at(-1).logits, 1)[0]] === facts.questions[asked++][1];
       count.textContent = `Of ${asked} questions of the world, it answers ${right}: ${percent(right / asked)}.`;
-    });
+      if (asked === facts.questions.length) return false;
+      question = read(facts.questions[asked][0]).ids;
+      past = [];
+      return true;
+    }, () => {});
   }
   box.append(story.element, place, told, list.element, count);
   story.update();
@@ -387,10 +428,11 @@ FIGURES.sampling = box => {
   const k = slider("top-k", { min: 1, max: names.length, value: names.length,
                               show: x => x === names.length ? "all" : `${x}` }, again);
   const cut = slider("top-p", { min: 0.05, max: 1, step: 0.01, value: 1, show: x => x.toFixed(2) }, again);
-  const story = field("What comes next?", "anna took the apple . eva took the", ids => {
-    logits = run(theModel(), ids).logits.at(-1);
+  const follow = reader();
+  const story = field("What comes next?", "anna took the apple . eva took the", ids => follow(ids, [], past => {
+    logits = past.at(-1).logits;
     again();
-  });
+  }));
   function throwIt(times) {
     for (let n = 0; n < times; n++) {
       point = Math.random();
@@ -568,7 +610,8 @@ FIGURES.merges = box => {
   const id = fresh("text"), area = el("textarea", { id, rows: 2, spellcheck: "false", oninput: later(begin) });
   const rows = el("ul", { class: "chunks", "aria-label": "The chunks, cut into pieces" });
   const list = bars("The most frequent pairs"), told = el("p", { class: "told", role: "status" });
-  const step = button("Merge the most frequent pair", merge_once), whole = button("Merge to the end", () => { while (merge_once()); });
+  const step = button("Merge the most frequent pair", () => { if (merge_once()) show(); }), toEnd = patient();
+  const whole = button("Merge to the end", () => toEnd(merge_once, show));
   area.value = "sing singing ringing ring ring";
   function begin() {
     const found = {};
@@ -577,7 +620,7 @@ FIGURES.merges = box => {
       ids: [...new TextEncoder().encode(chunk)].map(byte => alphabet.indexOf(byte)) }));
     pieces = alphabet.map(letter);
     steps = [];
-    show();
+    toEnd(() => false, show);                          // and no more of what went on
   }
   function merge_once() {
     const [pair] = countPairs(chunks);
@@ -586,7 +629,6 @@ FIGURES.merges = box => {
     pieces.push(pieces[a] + pieces[b]);
     steps.push(`${pieces[a]} + ${pieces[b]}`);
     for (const chunk of chunks) chunk.ids = merge(chunk.ids, [a, b], made);
-    show();
     return true;
   }
   function show() {
@@ -658,15 +700,15 @@ FIGURES.inside = box => {
     + "which this page does not do: so the text stays as it is.");
   const scores = (n, h) => ` Its induction score is ${percent(facts.induction[n][h])}`
     + (facts.answered ? `; without it, ${percent(facts.answered[n][h])} of the questions are answered.` : ".");
+  const see = seer();
   let gone = new Set(), ids = facts.ids, first = true;
-  const show = () => {
-    const view = seen(ids, gone);
+  const show = () => see(ids, gone, view => {
     attention(view, first);
     first = false;
     depths(view);
     if (model) next.show(best(view.p, 6).map((v, n) => (
       { name: visible(names[v]), share: view.p[v], kind: n ? "" : "first" })));
-  };
+  });
   const attention = attentionOf(parts[0], scores), depths = lensOf(parts[1]), next = bars("What comes next");
   parts[0].prepend(el("h2", {}, "Who looks at whom"));
   parts[1].prepend(el("h2", {}, "What it believes, layer by layer"));

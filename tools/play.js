@@ -1,27 +1,6 @@
 "use strict";
-// What moves beside the model: the die of chapter 10, the price of chapter 6, the optimizers of
+// What moves beside the model: the price of chapter 6, the optimizers of
 // chapter 9, the hands of chapter 16 and the merges of chapter 14, as the book has them in Python.
-
-/** The probabilities of the next token. */
-function chances(logits, temperature, topK, topP) {
-  const most = Math.max(...logits), sum = p => p.reduce((a, b) => a + b);
-  const p = softmax(logits.map(z => (z - most) / Math.max(temperature, 1e-300)));
-  const order = [...p.keys()].sort((a, b) => p[b] - p[a]);
-  order.slice(topK).forEach(v => p[v] = 0);
-  const limit = topP * sum(p);
-  let before = 0;
-  for (const v of order) {
-    const share = p[v];
-    if (before && before >= limit) p[v] = 0;
-    before += share;
-  }
-  return p.map((share, _, kept) => share / sum(kept));
-}
-
-function roll(p, point) {
-  let end = 0;
-  return p.findIndex(share => point < (end += share));
-}
 
 function crossEntropy(z, y) {
   const p = softmax(z);
