@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import thinking as tool
-from simple_llm.today.thinking import IDS, PEOPLE, PLACES, WORDS, Riddle, ask, batch, tell
+from thinking import IDS, PEOPLE, PLACES, WORDS, Riddle, ask, batch, tell
 from test_pictures import ROOT, problems
 
 

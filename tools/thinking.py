@@ -1,6 +1,6 @@
 """The tables of "Thinking", chapter 18: python tools/thinking.py NAME [DIRECTORY | SEED TRIALS].
 
-NAME is hops (which draws its picture into DIRECTORY, if one is given), order, corrupted, votes or
+NAME is riddles, hops (which draws its picture into DIRECTORY, if one is given), order, corrupted, votes or
 reward.
 Needs build/ (make tangle), and NumPy alone; no training takes longer than about two minutes of one
 core. SEED and TRIALS, such as 16:0.001 for 16 examples and a rate, are for reward.
@@ -11,8 +11,9 @@ import copy
 import os
 import random
 import sys
+import textwrap
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "build"))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")    # before NumPy
@@ -26,10 +27,14 @@ from simple_llm.engine.fast import FastLLM  # noqa: E402
 from simple_llm.engine.parallel import Worker, make_optimizer  # noqa: E402
 from simple_llm.model import Config  # noqa: E402
 from simple_llm.optimizer import clip_gradients, learning_rate  # noqa: E402
-from simple_llm.today.thinking import IDS, PEOPLE, PLACES, WORDS, Riddle, ask, batch, tell  # noqa: E402
+from simple_llm.today.assistant import lay_out  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
 from simple_llm.train import Options  # noqa: E402
 
+PEOPLE = "anna ben cleo dan eva finn gina hugo ida jan kim leo".split()
+PLACES = "abroad outside upstairs".split()
+WORDS = "<pad> <bos> . follows is ? think".split() + PEOPLE + PLACES                  # as in chapter 3
+IDS = {word: n for n, word in enumerate(WORDS)}
 HOPS = (1, 2, 3, 4)
 STEPS, BATCH, THINK_FIRST = 750, 40, 300               # of a training; the first steps are for `think` alone
 STOPPED, VOTERS, MOST = 230, 100, 16                   # of the vote: steps, questions of each kind, samples
@@ -38,6 +43,53 @@ LIMIT = 6                                              # tokens that an answer m
 CONTEXT = 96                                           # the longest row of a batch has 91
 PLACE_IDS = [IDS[place] for place in PLACES]
 FULL_STOP = IDS["."]
+
+
+class Riddle(NamedTuple):
+    """A story's words, and the path from each of its people to a place."""
+
+    story: list[str]
+    paths: list[list[str]]
+
+
+def tell(rng: random.Random, chains: int = 3, length: int = 4) -> Riddle:
+    """Chains of people, each with a place at its end."""
+    people, places = rng.sample(PEOPLE, chains * length), rng.sample(PLACES, chains)
+    lines = [[*people[k::chains], place] for k, place in enumerate(places)]
+    facts = [f"{a} {'is' if b in PLACES else 'follows'} {b} ." for line in lines for a, b in zip(line, line[1:])]
+    paths = [line[start:] for line in lines for start in range(length)]
+    rng.shuffle(facts)
+    rng.shuffle(paths)
+    return Riddle(" ".join(facts).split(), paths)
+
+
+def ask(path: Sequence[str], think: bool) -> tuple[list[str], list[str]]:
+    """A question, and its answer with the steps or without."""
+    question = ["think" if think else "?", path[0]]
+    return question, [*path[1 if think else -1:], "."]
+
+
+def batch(riddles: Sequence[Riddle], thinks: Sequence[bool]) -> Batch:
+    """Stories, with up to six questions of one kind; only the answers count."""
+    spelled = []
+    for riddle, think in zip(riddles, thinks):
+        row, mask = [*riddle.story], [False] * len(riddle.story)
+        for question, answer in (ask(path, think) for path in riddle.paths[:6]):
+            row += question + answer
+            mask += [False] * len(question) + [True] * len(answer)
+        spelled.append((row, mask))
+    return lay_out(IDS, spelled)
+
+
+def riddles() -> None:
+    """A short one and a long one, asked both ways."""
+    for length in (2, 4):
+        story, paths = tell(random.Random(1), length=length)
+        print(textwrap.fill(" ".join(story), 76))
+        for think in (False, True):
+            question, answer = ask(max(paths, key=len), think)
+            print(*question, "->", *answer)
+        print()
 
 
 def make_model(layers: int, seed: int) -> FastLLM:
@@ -311,7 +363,7 @@ def compare_rewards(seed: str = "0", trials: str = "16:0.001,16:0.0003,64:0.0003
 
 
 if __name__ == "__main__":
-    COMMANDS = {"hops": compare_hops, "order": by_order, "corrupted": corrupt, "votes": vote,
+    COMMANDS = {"riddles": riddles, "hops": compare_hops, "order": by_order, "corrupted": corrupt, "votes": vote,
                 "reward": compare_rewards}
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         sys.exit(__doc__)
