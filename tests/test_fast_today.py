@@ -65,14 +65,29 @@ def test_neighbours_are_one_product_and_give_the_same(gap, kind):
         if kind is fast_today.Linear:
             layers[-1].bias.data[...] = O
     x = normal(2, 6).astype(np.float32)
-    ys = fast_today.apply_all(layers, x)
-    assert (ys[0].base is not None and ys[0].base is ys[2].base) == (gap == 0)
+    beside = fast_today.Beside(*layers)
+    assert (beside.whole is None) == (gap > 0)
+    y = beside.apply(x)
     layers[1].weight.data = layers[1].weight.data * 2      # no neighbour any more
-    for again in (ys, fast_today.apply_all(layers, x)):
-        for O, y, layer in zip(widths, again, layers, strict=True):
-            factor = 2 if again is ys and O == 8 else 1
+    apart = fast_today.Beside(*layers)
+    assert apart.whole is None
+    for factor, again in ((2, y), (1, apart.apply(x))):
+        parts = np.split(again, np.cumsum(widths)[:-1], axis=1)
+        for O, part, layer in zip(widths, parts, layers, strict=True):
             bias = O if kind is fast_today.Linear else 0
-            np.testing.assert_allclose(y, x @ layer.weight.data / factor + bias, atol=1e-5)
+            scale = factor if O == 8 else 1
+            np.testing.assert_allclose(part, x @ layer.weight.data / scale + bias, atol=1e-5)
+
+
+def test_scores_that_would_overflow_are_weighed_as_in_plain_attention():
+    """Even if the largest of them are those that a row may not see."""
+    rng = np.random.default_rng(0)
+    slow, quick = (make_model({}, kind=kind) for kind in (TodayLLM, FastTodayLLM))
+    for model in (slow, quick):
+        for block in model.blocks:
+            block.attention.make_k.weight.data *= 3000
+    ids = rng.integers(11, size=(1, 9))
+    assert_near(quick.next_logits(ids, quick.make_caches()), slow.forward(ids)[:, -1], 1e-9)
 
 
 def test_it_generates_the_same_text():

@@ -24,7 +24,7 @@ import simple_llm
 from simple_llm.cli import fetch
 from simple_llm.cli.main import main
 from simple_llm.cli.models import load, load_tokenizer
-from simple_llm.engine.fast_today import FastTodayLLM, apply_all
+from simple_llm.engine.fast_today import FastTodayLLM
 from simple_llm.errors import UserError
 from simple_llm.today import gguf
 from simple_llm.today.gguf import (
@@ -247,12 +247,9 @@ def test_logits_are_those_of_transformers_on_the_same_weights(name, plain, home,
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_asked_of_the_same_rows_is_one_product_and_cached_reading_is_uncached(name, home):
     model, plain = load(home / f"{name}.gguf")[0], load(home / f"{name}.gguf", plain=True)[0]
-    for block in model.blocks:
-        a, feed, x = block.attention, block.feed_forward, np.ones((1, model.config.d_model), np.float32)
-        for layers in ([a.make_k, a.make_q, a.make_v], [feed.gate, feed.up]):
-            ys = apply_all(layers, x)
-            assert ys[0].base is not None and all(y.base is ys[0].base for y in ys)
     ids, caches = np.arange(9)[None] * 7, model.make_caches()
+    for block in model.blocks:
+        assert block.attention.all_three.whole is not None and block.feed_forward.both.whole is not None
     whole = plain.forward(ids)[0]
     found = [model.next_logits(ids[:, t : t + 1], caches)[0] for t in range(9)]
     assert np.abs(found - whole).max() < 1e-5
