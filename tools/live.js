@@ -63,7 +63,7 @@ function patient() {
     (function next() {
       if (mine !== turn) return;
       const start = performance.now(), spent = () => performance.now() - start;
-      while (work()) if (spent() > 6) return requestAnimationFrame(next);
+      while (work()) if (spent() > 5) return requestAnimationFrame(next);
       if (spent() < 2) done();
       else requestAnimationFrame(() => { if (mine === turn) done(); });
     })();
@@ -526,8 +526,8 @@ FIGURES.valley = box => {
       const high = way.map(([px, py]) => px * px + 100 * py * py);
       const needed = high.length - [...high].reverse().findIndex(each => each >= high[0] / 1000);
       const part = way.slice(0, steps.value + 1).map(([px, py]) => [x(px), y(py)]);
-      shapes.push(line(part, `way ${STYLES[name]}`), ...part.map(([cx, cy]) => shape(
-        "circle", { cx, cy, r: 2.2, class: `dot ${STYLES[name]}` })));
+      shapes.push(line(part, `way ${STYLES[name]}`), shape("path", {      // a dot is a line of no length
+        d: part.map(([px, py]) => `M${px.toFixed(1)} ${py.toFixed(1)}h0`).join(""), class: `dots ${STYLES[name]}` }));
       const [cx, cy] = part.at(-1);
       shapes.push(shape("circle", { cx, cy, r: 6, class: `ring ${STYLES[name]}` }));
       told.append(el("li", {}, key(STYLES[name]), `${name}: `, needed > 300
