@@ -54,18 +54,30 @@ function later(work) {
   };
 }
 
-/** Call work() until it returns false, a few milliseconds of each frame, then done(), in a frame
-    that still has room for it. A new call ends the one before. */
+/** Until when there may be work in this frame: four milliseconds for all that want to. */
+const frame = { at: null, end: 0 };
+function end() {
+  if (frame.at !== document.timeline.currentTime) {
+    frame.at = document.timeline.currentTime;
+    frame.end = performance.now() + 4;
+  }
+  return frame.end;
+}
+
+/** Call work() until it returns false, a little in each frame, then done(). A new call ends the
+    one before. */
 function patient() {
   let turn = 0;
   return (work, done) => {
     const mine = ++turn;
+    let more = true;
     (function next() {
       if (mine !== turn) return;
-      const start = performance.now(), spent = () => performance.now() - start;
-      while (work()) if (spent() > 5) return requestAnimationFrame(next);
-      if (spent() < 2) done();
-      else requestAnimationFrame(() => { if (mine === turn) done(); });
+      while (more) {
+        more = work();
+        if (performance.now() > end()) return requestAnimationFrame(next);
+      }
+      done();
     })();
   };
 }
@@ -401,6 +413,7 @@ FIGURES.removal = box => {
   function askAll() {
     const without = new Set(gone);
     let asked = 0, right = 0, past = [], question = read(facts.questions[0][0]).ids;
+    count.textContent = "It is asked …";
     ask(() => {                                        // a token
       readToken(theModel(), past, question[past.length], without);
       if (past.length < question.length) return true;
@@ -744,15 +757,23 @@ const near = new IntersectionObserver(entries => entries.forEach(entry => {
 }), { rootMargin: "600px" });
 document.querySelectorAll(".live").forEach(place => near.observe(place));
 
-/* What can be scrolled sideways can be reached by keyboard. */
+/* What can be scrolled sideways can be reached by keyboard. (Chapters that are far have not been
+   laid out, and are left alone.) */
 
-const wide = () => document.querySelectorAll(".formula, .code, main > pre, main > table").forEach(box => {
+const laidOut = new Set();
+const wide = section => section.querySelectorAll(".formula, .code, pre, table").forEach(box => {
+  if (box.closest(".code") !== box && box.closest(".code")) return;
   if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   else box.removeAttribute("tabindex");
 });
-(window.requestIdleCallback ?? setTimeout)(wide);
-addEventListener("resize", later(wide));
-document.addEventListener("toggle", later(wide), true);
+const again = later(() => laidOut.forEach(wide));
+addEventListener("resize", again);
+document.addEventListener("toggle", again, true);
+document.addEventListener("contentvisibilityautostatechange", ({ skipped, target }) => {
+  if (skipped) return laidOut.delete(target);
+  laidOut.add(target);
+  wide(target);
+}, true);
 
 /* On a phone the contents are folded; and lines of code are, so that the comments at their
    ends are within reach: each goes on below, farther right than it began. */

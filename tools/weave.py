@@ -183,6 +183,12 @@ def navigation(headings: list[tuple[int, str, str]]) -> str:
     return html + end
 
 
+def in_sections(html: str) -> str:
+    """Each chapter, and the beginning of each part, in a section of its own."""
+    parts = re.split("(?=<h[12] id=)", html)
+    return "\n".join(f"<section>{part}</section>" for part in parts if part.strip())
+
+
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -230,7 +236,7 @@ def weave(book: Path, page: Path) -> str:
     from simple_llm.live import part, scripts
     html = markdown.renderer.render(tokens, markdown.options, {})
     return PAGE.format(
-        title=escape(headings[0][2]), contents=navigation(headings), text=html,
+        title=escape(headings[0][2]), contents=navigation(headings), text=in_sections(html),
         style=part("live.css") + part("weave.css"),
         scripts=scripts(facts()) if 'class="live"' in html else "")
 
