@@ -1,5 +1,6 @@
 """Conversations, the loss on answers alone, and rewards: against PyTorch, enumeration and differences."""
 import itertools
+import json
 import math
 import random
 import re
@@ -282,3 +283,11 @@ def test_where_nothing_is_judged_the_text_itself_is_learned(corpus):
 def test_a_stage_whose_stage_before_is_missing_says_so(tmp_path, capsys):
     assert main(["assistant", "--stage", "reward", "--out", str(tmp_path)]) == 1
     assert f"{tmp_path}/instructed has no model yet: run the stage before" in capsys.readouterr().err
+
+
+def test_other_programs_are_told_to_find_the_marks_of_a_conversation_in_a_text(corpus, tmp_path):
+    """transformers cuts "<user>" into unknown pieces where split_special_tokens is true."""
+    for tokenizer, split in ((corpus.tokenizer, False), (Tokenizer.from_text("anna went .", "word"), True)):
+        tokenizer.save(tmp_path)
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+        assert config["split_special_tokens"] is split

@@ -32,6 +32,8 @@ from simple_llm.cli.main import main as simple_llm_main  # noqa: E402
 from simple_llm.cli.models import load  # noqa: E402
 from simple_llm.engine.fast import FastLLM  # noqa: E402
 from simple_llm.engine.fast_today import FastTodayLLM  # noqa: E402
+from simple_llm.today.assistant import TEMPLATE, TaleCorpus, hold_talk  # noqa: E402
+from simple_llm.today.chat import SMALL, Writer  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
 from simple_llm.world import World  # noqa: E402
 
@@ -78,6 +80,31 @@ def compare_ids(ours: Tokenizer, theirs, texts: list[str]) -> tuple[int, int]:
         spoken = [id for id in ids if id != ours.unk]      # transformers drops <unk>, we show it
         wrong += ours.decode(spoken) != theirs.decode(spoken, skip_special_tokens=True)
     return wrong, total
+
+
+def conversations_there(home: Path) -> None:
+    """What chapter 18's assistant is given, written there by its template, and its answers."""
+    corpus, rng = TaleCorpus(held_out=1), random.Random(0)
+    model, tokenizer = FastLLM(corpus.config, seed=1), corpus.tokenizer
+    tokenizer.save(home)
+    (home / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    model.save_pretrained(home)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(home).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(home)
+    wrong, total, differ, ends = 0, 0, 0, {tokenizer.eos, tokenizer.ids["<end>"]}
+    for _ in range(100):
+        turns = hold_talk(corpus.world, rng, 0.2)[:-1]
+        ids = Writer(SMALL, tokenizer).write(turns)
+        found = their_tokenizer.apply_chat_template(
+            [{"role": role, "content": text} for role, text, _ in turns], add_generation_prompt=True)
+        wrong += ids != (found if isinstance(found, list) else found["input_ids"])
+        total += len(ids)
+        with torch.no_grad():
+            made = theirs.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False,
+                                   attention_mask=torch.ones(1, len(ids), dtype=torch.long))[0].tolist()
+        answer = list(model.generate(ids, max_new_tokens=8, temperature=0, stop=ends))
+        differ += [token for token in made[len(ids):] if token not in ends] != answer
+    show("conversations, ours opened there", (wrong, total), None, (differ, 100))
 
 
 def compare_logits(ours: FastLLM, theirs, length: int) -> tuple[float, float]:
@@ -220,12 +247,13 @@ def main() -> int:
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
-        for name in ("ours", "tokenizers", "models", "today"):
+        for name in ("ours", "talks", "tokenizers", "models", "today"):
             (home / name).mkdir()
         print(f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}, "
               f"torch {torch.__version__}; Unicode {unicodedata.unidata_version}\n\n{'':38}"
               f"{'ids that differ':>18}{'logits differ by':>18}{'texts that differ':>18}")
         ours_there(home / "ours")
+        conversations_there(home / "talks")
         pair = their_tokenizers(home / "tokenizers")
         their_models(home / "models", *pair)
         todays_models(home / "today", *pair)
