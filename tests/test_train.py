@@ -212,7 +212,7 @@ def test_a_team_makes_the_step_of_one_optimizer_to_the_last_bit(workers):
 def test_no_helper_is_asked_for_less_than_a_tile(size, asked, monkeypatch):
     with make_team(3) as team:
         tile = int(team.flat.data.size / size) if size else 10**6
-        monkeypatch.setattr(team.optimizer, "part", tile, raising=False)
+        monkeypatch.setattr(team.optimizer, "worth", tile)
         calls = []
         for helper in team.helpers:
             monkeypatch.setattr(helper, "ask", lambda *work: calls.append(work))

@@ -75,7 +75,7 @@ class Service:
         The end of the text is held back while it may be the beginning of a stop, or half a character (U+FFFD).
         """
         seat, new, sent, text, found = Seat(self.engine), [], 0, "", []
-        late = time.monotonic() + SECONDS
+        late, reason = time.monotonic() + SECONDS, "stop"
         for token in seat.generate(ids, room, stop=ends, **self.how | how):
             new.append(token)
             text = self.tokenizer.decode(new)
@@ -84,9 +84,12 @@ class Service:
             end = min(found, default=len(text) - held)
             yield text[sent:end], None if top is None else odds_of(seat.z, token, top), ""
             sent = max(sent, end)
-            if found or time.monotonic() > late:
+            if found:
                 break
-        yield text[sent:] * (not found), None, "stop" if found or len(new) < room else "length"
+            if len(new) == room or time.monotonic() > late:
+                reason = "length"
+                break
+        yield text[sent:] * (not found), None, reason
 
 
 def odds_of(z: np.ndarray, token: int, top: int) -> list[tuple[int, float]]:
@@ -279,6 +282,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.settimeout(1)
             while self.connection.recv(BODY) and time.monotonic() < end:
                 pass
+        self.rfile.close()                                   # or the connection stays open until it is collected
 
     def do_GET(self) -> None:
         with closing(self.answer()) as pieces:               # closed when the reader has gone, too
@@ -368,6 +372,13 @@ class Server(ThreadingHTTPServer):
     def verify_request(self, request: Any, address: Any) -> bool:
         """When there are too many connections, the next ones wait in the system's line."""
         return self.open.acquire()
+
+    def process_request(self, request: Any, address: Any) -> None:
+        try:
+            super().process_request(request, address)
+        except BaseException:                                # no thread could be started
+            self.open.release()
+            raise
 
     def process_request_thread(self, request: Any, address: Any) -> None:
         try:

@@ -500,10 +500,12 @@ FIGURES.softmax = box => {
     told.textContent = `“${words[came]}” came: the loss is −ln ${p[came].toPrecision(2)} = ${loss.toFixed(2)} nats.`;
   });
   const logits = words.map((word, v) => slider(`logit of “${word}”`,
-    { min: -6, max: 6, step: 0.1, value: start[v], show: x => signed(x, 1) }, show));
+    { min: -6, max: 6, step: 0.01, value: start[v], show: x => signed(x, 2) }, show));
   box.append(...logits.map(each => each.element),
     el("div", { class: "row" },
-       button("Add 1 to all", () => logits.forEach(each => each.set(Math.min(6, each.value + 1)))),
+       button("Add 1 to all", () => {                     // or to none, where one would not fit
+         if (logits.every(each => each.value <= 5)) logits.forEach(each => each.set(each.value + 1));
+       }),
        button("A step down the gradient", () => {
          const { gradient } = crossEntropy(logits.map(each => each.value), came);
          logits.forEach((each, v) => each.set(each.value - gradient[v]));
@@ -627,7 +629,7 @@ FIGURES.merges = box => {
   const whole = button("Merge to the end", () => toEnd(merge_once, show));
   area.value = "sing singing ringing ring ring";
   function begin() {
-    const found = {};
+    const found = Object.create(null);                 // has no words of its own
     for (const chunk of area.value.slice(0, 2000).match(CHUNKS) ?? []) found[chunk] = (found[chunk] ?? 0) + 1;
     chunks = Object.entries(found).map(([chunk, times]) => ({ times,
       ids: [...new TextEncoder().encode(chunk)].map(byte => alphabet.indexOf(byte)) }));
