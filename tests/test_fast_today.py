@@ -94,3 +94,10 @@ def test_it_generates_the_same_text():
     slow, quick = (make_model({}, kind=kind) for kind in (TodayLLM, FastTodayLLM))
     one, two = (list(m.generate([1, 2], 30, 1.0, seed=3)) for m in (slow, quick))
     assert one == two and len(one) == 30
+
+
+def test_caches_that_another_model_made_will_do():
+    one, two = make_model({}, kind=FastTodayLLM), make_model({}, kind=FastTodayLLM)
+    ids = np.arange(5)[None]
+    found = one.next_logits(ids, two.make_caches())
+    assert_near(found, one.next_logits(ids, one.make_caches()), 1e-12)
