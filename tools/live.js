@@ -54,12 +54,12 @@ function later(work) {
   };
 }
 
-/** Until when there may be work in this frame: four milliseconds for all that want to. */
+/** Until when there may be work in this frame: three milliseconds for all that want to. */
 const frame = { at: null, end: 0 };
 function end() {
   if (frame.at !== document.timeline.currentTime) {
     frame.at = document.timeline.currentTime;
-    frame.end = performance.now() + 4;
+    frame.end = performance.now() + 3;
   }
   return frame.end;
 }
@@ -86,16 +86,19 @@ function patient() {
 
 function slider(name, { min, max, step = 1, value, show = String }, change) {
   const id = fresh("range"), out = el("output", { for: id });
-  const input = el("input", { type: "range", id, min, max, step, value, oninput: update });
-  function update() {
-    out.textContent = show(+input.value);
+  const input = el("input", { type: "range", id, min, max, step, value, oninput: () => set(+input.value) });
+  function tell() {
+    out.textContent = show(value);
     input.setAttribute("aria-valuetext", out.textContent);
-    change(+input.value);
   }
-  const set = value => { input.value = value; update(); };
-  out.textContent = show(value);
-  input.setAttribute("aria-valuetext", out.textContent);
-  return { set, input, get value() { return +input.value; },
+  function set(wanted) {                               // exactly: the input rounds to its steps
+    value = Math.min(max, Math.max(min, wanted));
+    if (+input.value !== value) input.value = value;
+    tell();
+    change(value);
+  }
+  tell();
+  return { set, input, get value() { return value; },
            element: el("div", { class: "slider" }, el("label", { for: id }, name), input, out) };
 }
 
@@ -500,7 +503,7 @@ FIGURES.softmax = box => {
     told.textContent = `“${words[came]}” came: the loss is −ln ${p[came].toPrecision(2)} = ${loss.toFixed(2)} nats.`;
   });
   const logits = words.map((word, v) => slider(`logit of “${word}”`,
-    { min: -6, max: 6, step: 0.01, value: start[v], show: x => signed(x, 2) }, show));
+    { min: -6, max: 6, step: 0.1, value: start[v], show: x => signed(x, 1) }, show));
   box.append(...logits.map(each => each.element),
     el("div", { class: "row" },
        button("Add 1 to all", () => {                     // or to none, where one would not fit

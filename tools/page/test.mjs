@@ -136,12 +136,14 @@ const USES = {
   },
   async softmax(found) {
     const text = await says(found, ":scope > .told", "“garden” came: the loss is −ln 0.64 = 0.44 nats.");
-    await press(found.getByRole("button", { name: "Add 1 to all" }), "Enter");
-    await says(found, ":scope > .told", text);
+    await press(found.getByRole("button", { name: "Add 1 to all" }), ...Array(7).fill("Enter"));
+    await says(found, ":scope > .told", text);          // at the end of the sliders, too
     await press(found.getByRole("slider").first(), "ArrowLeft");
     await says(found, ":scope > .told", /0\.62 = 0\.48/);
     await press(found.getByRole("button", { name: "A step down the gradient" }), "Enter");
     await says(found, ":scope > .told", /= 0\.[23]\d nats/);
+    await press(found.getByRole("button", { name: "A step down the gradient" }), ...Array(60).fill("Enter"));
+    await says(found, ":scope > .told", /= 0\.05 nats/);
   },
   async valley(found) {
     const title = readFileSync(new URL("../../figures/valley.svg", import.meta.url), "utf8");
@@ -168,6 +170,8 @@ const USES = {
     await press(found.getByRole("button", { name: "Merge to the end" }), "Enter");
     await says(found, ":scope > .told", /^5 merges: .*No pair is left that occurs twice\.$/);
     holds(await step.isDisabled(), "a pair that occurs once can be merged");
+    await found.locator("textarea").fill("constructor constructor");
+    await says(found, ".bars li:nth-child(1) .share", "2 ×");
     await found.locator("textarea").fill("né né né");
     await says(found, ".bars .name", "n + c3");
   },
