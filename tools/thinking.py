@@ -1,4 +1,4 @@
-"""The tables of "Thinking", chapter 18: python tools/thinking.py NAME [DIRECTORY | SEED TRIALS].
+"""The tables of "Thinking", chapter 18: python tools/thinking.py NAME [DIRECTORY SEED | SEED TRIALS].
 
 NAME is riddles, hops (which draws its picture into DIRECTORY, if one is given), order, corrupted, votes or
 reward.
@@ -168,13 +168,13 @@ def accuracy(model: FastLLM, hops: int, think: bool, count: int = 300,
     return float(np.mean([answer == path[-1] for answer, path in zip(got, paths)]))
 
 
-def compare_hops(directory: str = "", seed: int = 0) -> None:
+def compare_hops(directory: str = "", seed: str = "0") -> None:
     """Accuracy by hops and layers, at once and with the steps written; table and picture."""
     print(f"{'':10} {'at once, hops':^27}   {'steps written, hops':^27}")
     print(f"{'layers':10}" + f"{'':3}".join("".join(f"{hops:7}" for hops in HOPS) for _ in "ab"))
     table = []
     for layers in (1, 2, 3, 4):
-        model = trained(layers, seed)
+        model = trained(layers, int(seed))
         row = [[accuracy(model, hops, think) for hops in HOPS] for think in (False, True)]
         table.append(row)
         print(f"{layers:<10}" + f"{'':3}".join("".join(f"{share:7.0%}" for share in half)
