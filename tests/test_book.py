@@ -66,6 +66,7 @@ def test_every_file_compiles_and_uses_all_that_it_imports():
         names = {alias.asname or alias.name.split(".")[0]: node.lineno
                  for node in ast.walk(tree)
                  if isinstance(node, (ast.Import, ast.ImportFrom))
+                 and "as they are" not in text.split("\n")[node.lineno - 1]     # a module that hands on
                  for alias in node.names}
         for name, line in names.items():
             used = len(re.findall(rf"\b{re.escape(name)}\b", text))
