@@ -779,6 +779,8 @@ document.addEventListener("contentvisibilityautostatechange", ({ skipped, target
   laidOut.add(target);
   wide(target);
 }, true);
+if (!CSS.supports("content-visibility", "auto"))       // then all are laid out
+  document.querySelectorAll("section").forEach(section => { laidOut.add(section); wide(section); });
 
 /* On a phone the contents are folded; and lines of code are, so that the comments at their
    ends are within reach: each goes on below, farther right than it began. */
