@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import honesty
+from odds import odds
 from simple_llm.errors import UserError
 from simple_llm.model import SimpleLLM
-from simple_llm.today.odds import odds
 from simple_llm.world import StoryCorpus, World
 from test_pictures import problems
 from test_world import TINY, enumerate_stories, told

@@ -267,6 +267,29 @@ def compiled_step(name: str) -> tuple[Callable[[], None], float]:
     return step, time.perf_counter() - start
 
 
+def compare_products(name: str = "big") -> None:
+    """The products of a model's linear layers alone, one thread each: how much is theirs?"""
+    import torch
+
+    torch.set_num_threads(1)
+    config, batch = SIZES[name]
+    rng, C, N = np.random.default_rng(0), config.d_model, batch * config.context_length
+    sums, ratios = np.zeros(2), []
+    for inputs, outputs in [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]:
+        x, w, d = (rng.normal(size=shape).astype(np.float32)
+                   for shape in [(N, inputs), (outputs, inputs), (N, outputs)])
+        tx, tw, td = map(torch.from_numpy, (x, w, d))
+        for ours, theirs in [(lambda: x @ w.T, lambda: tx @ tw.T),
+                             (lambda: d.T @ x, lambda: td.T @ tx),
+                             (lambda: d @ w, lambda: td @ tw)]:
+            *both, ratio = duel(ours, theirs, 5)
+            sums += both
+            ratios.append(ratio)
+    print(f"{name}, products of a block: NumPy {sums[0] * 1e3:.1f} ms, PyTorch "
+          f"{sums[1] * 1e3:.1f} ms; ratio {sums[0] / sums[1]:.2f}, of each "
+          f"{min(ratios):.2f} to {max(ratios):.2f}")
+
+
 def transformers_model(config: Config) -> Any:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -418,6 +441,8 @@ def main(arguments: list[str]) -> None:
             first_step(side)
         case ["second", name, meeting]:
             second_process(name, meeting)
+        case ["products"]:
+            compare_products()
         case ["generation"]:
             compare_generation()
         case ["our-text" | "their-text" as side, path]:

@@ -254,7 +254,8 @@ def needs(path: str, text: str, passed: frozenset[str]) -> Iterator[tuple[str, s
         tables += table.get_children()
         for symbol in table.get_symbols():
             name = symbol.get_name()
-            if symbol.is_global() and symbol.is_referenced() and name not in here | GIVEN:
+            outer = symbol.is_global() or table.get_type() == "class"  # as in x = f(x)
+            if outer and symbol.is_referenced() and name not in here | GIVEN:
                 yield path, name
     uses = mentioned(tree) | passed
     attributes = [(use.value.id, use.attr) for use in ast.walk(tree)

@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 
 import assistant  # noqa: E402
 from chart import BLUE, CARD, DASHED, GREY, INK, OCHRE, RED, Axes, Drawing  # noqa: E402
+from odds import odds  # noqa: E402
 from simple_llm.batches import Array, pad_rows  # noqa: E402
 from simple_llm.engine.fast import FastLLM  # noqa: E402
 from simple_llm.engine.parallel import make_team  # noqa: E402
@@ -35,7 +36,6 @@ from simple_llm.optimizer import AdamW  # noqa: E402
 from simple_llm.today.assistant import (  # noqa: E402
     TaleCorpus, Verdict, hold_talk, judge,
 )
-from simple_llm.today.odds import odds  # noqa: E402
 from simple_llm.tokenizer import Tokenizer  # noqa: E402
 from simple_llm.train import Alone, Options, evaluate, train  # noqa: E402
 from simple_llm.world import Story, StoryCorpus, World  # noqa: E402
