@@ -142,7 +142,7 @@ def draw_positions(path: Path, model: SimpleLLM) -> None:
     drawing = Drawing(
         "Neighbours are alike, before training and after",
         "The mean cosine of two positions falls with their distance, at the start and after "
-        "training alike; training has made positions that are far apart less alike.",
+        "training alike; training has changed it little.",
         400, ["How alike the vectors of two positions are, by the distance between the two."])
     axes = Axes(drawing, (64, 106, 690, 340), (0, 40), (0, 1))
     axes.x_axis("distance of the two positions, in tokens", [0, 10, 20, 30, 40])
@@ -191,9 +191,9 @@ def draw_all(model: SimpleLLM, corpus: StoryCorpus, directory: Path) -> None:
              for layer, row in enumerate(answered)}
     draw_bars(directory / "heads.svg", Drawing(
         "Few heads matter, and those matter much",
-        "The share of questions that are answered when one head is taken away: without one "
-        "head of layer 1, or one of layer 2, most answers are lost; without most others "
-        "nearly none.",
+        "The share of questions that are answered when one head is taken away: without head 1 "
+        "of layer 1 most answers are lost, without head 2 half, without any other few or "
+        "none.",
         396, ["What is still answered when one head is taken away. Red: less than half."]),
         heads, lambda head, share: share < 0.5, "questions answered")
     draw_embeddings(directory / "embeddings.svg", model, corpus.tokenizer.tokens)

@@ -606,13 +606,13 @@ def draw_valley(path: Path) -> None:
 
 
 def draw_schedule(path: Path) -> None:
-    total, peak, warmup = 2000, 0.004, 100             # what the small world's model gets
+    total, peak, warmup = 2000, 0.004, 100
     rates = [learning_rate(step, total, peak, warmup) for step in range(total)]
     drawing = Drawing(
         "The schedule: quickly up, slowly down",
         "The learning rate by step: a steep straight line up to the peak, then a long "
         "bend down along a cosine, to a small rest.",
-        360, ["The learning rate over the 2,000 steps of the small world's training."])
+        360, ["The learning rate over 2,000 steps, with a peak of 0.004."])
     axes = Axes(drawing, (76, 104, 690, 300), (0, total), (0, 0.0044))
     axes.x_axis("step", range(0, total + 1, 500), "{:,}".format)
     axes.y_axis("learning rate", [0, 0.001, 0.002, 0.003, 0.004])
