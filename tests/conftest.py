@@ -2,6 +2,7 @@
 import importlib
 import os
 import shutil
+import signal
 import sys
 import traceback
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:         # begun in the background, as by `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A training waits for the disk each time it saves. Memory is a disk that nobody waits for.
 MEMORY = "/dev/shm"
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**30:
