@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bench_charts
+import engine_pictures
 import pictures
 from chart import CARD, contrast, ink_on, shade
 from simple_llm.model import SimpleLLM
@@ -16,6 +17,7 @@ from simple_llm.world import World
 ROOT = Path(__file__).resolve().parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 BENCH = ["roofline.svg"]
+DRAWN = [*pictures.ALONE, *pictures.WITH_MODEL, *engine_pictures.OF_THE_ENGINE]
 INSIDE = ["attention.svg", "embeddings.svg", "heads.svg", "lens.svg", "positions.svg"]
 
 
@@ -23,6 +25,7 @@ def draw(directory):
     """All pictures, and the one of bench.py from made-up measurements."""
     pictures.main(str(directory))
     pictures.main(str(directory), str(ROOT / "tests" / "trained"))
+    engine_pictures.main(str(directory))
     bench_charts.draw_roofline(directory / "roofline.svg", 200e9, 50e9, {
         "product": (40.0, 220e9), "sum": (0.125, 7e9), "tanh": (0.125, 6e9), "max": (0.25, 1e9)})
     return directory
@@ -45,7 +48,7 @@ def words_in(path):
 def test_each_picture_drawn_twice_is_the_same(drawn, tmp_path):
     again = draw(tmp_path)
     names = [path.name for path in sorted(drawn.iterdir())]
-    assert names == sorted([*pictures.ALONE, *pictures.WITH_MODEL, *BENCH])
+    assert names == sorted([*DRAWN, *BENCH])
     for name in names:
         assert (drawn / name).read_bytes() == (again / name).read_bytes(), name
 
@@ -93,12 +96,12 @@ def problems(path):
             shapes.append((x, y, x + float(of("width")), y + float(of("height")), fill))
 
 
-@pytest.mark.parametrize("name", [*pictures.ALONE, *pictures.WITH_MODEL, *BENCH])
+@pytest.mark.parametrize("name", [*DRAWN, *BENCH])
 def test_each_picture_can_be_read(drawn, name):
     assert not list(problems(drawn / name))
 
 
-@pytest.mark.parametrize("name", [*pictures.ALONE, *pictures.WITH_MODEL, *INSIDE])
+@pytest.mark.parametrize("name", [*DRAWN, *INSIDE])
 def test_each_picture_in_the_book_can_be_read(name):
     assert not list(problems(ROOT / "figures" / name))
 
@@ -235,3 +238,21 @@ def test_the_bits_of_three_formats_mean_what_stands_below_them():
         assert len(bits) == 1 + exponent + fraction and bits[0] == "0"
         power = int(bits[1 : 1 + exponent], 2) - (2 ** (exponent - 1) - 1)
         assert value == 2.0**power * (1 + int(bits[1 + exponent :], 2) / 2**fraction)
+
+
+def test_a_file_that_is_replaced_is_old_or_new_after_every_call():
+    assert engine_pictures.watch_a_write() == [
+        ("before", "old", "none"), ("open", "old", "0 bytes"), ("write", "old", "0 bytes"),
+        ("flush", "old", "3 bytes"), ("fsync", "old", "3 bytes"), ("replace", "new", "none")]
+
+
+def test_each_step_of_serving_reads_one_prompt_at_most_and_gives_each_reader_one_token():
+    steps = engine_pictures.serve_readers()
+    for step in steps:
+        assert sum(size > 1 for size in step.values()) <= 1
+    for reader in engine_pictures.READERS:
+        sizes = [step[reader.name] for step in steps if reader.name in step]
+        prompt = [size for size in sizes if size > 1]
+        assert sum(prompt) == reader.prompt and max(prompt) <= 128
+        assert sizes == prompt + [1] * (reader.tokens - 1)     # the first comes with the prompt
+        assert reader.step <= next(k for k, step in enumerate(steps) if reader.name in step)

@@ -57,6 +57,7 @@ MARK = re.compile(r"<!--(?! index -->| live: (?:" + "|".join(TITLES) + r") -->$)
 MOVED = re.compile(r"^\.\./tests/(?=\w+\.py$)")         # an older book says tests/
 DRAWERS = {"pictures": "python ../tools/pictures.py ../figures",
            "pictures trained": "python ../tools/pictures.py ../figures ../tests/trained",
+           "engine": "python ../tools/engine_pictures.py ../figures",
            "figures": "python ../tools/figures.py ../tests/trained ../figures"}
 NEVER = "nobody has run"                               # how a message begins
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
