@@ -117,11 +117,11 @@ def unmasked(shown: list[list[Turn]], rng: random.Random) -> Iterator[Batch]:
 
 def instruct(seed: str = "0", steps: int = 200) -> None:
     """How many examples it takes, with pretraining and without, and what is forgotten."""
-    print("examples                   answered  against habit  stories: nats above the floor")
+    print("examples                   answered  against habit  stories")
 
     def row(name: str, model: FastLLM) -> None:
         found = verdict(model)
-        print(f"{name:26} {found.answered:8.1%} {found.unusual:14.1%} {forgotten(model):14.3f}",
+        print(f"{name:26} {found.answered:8.1%} {found.unusual:14.1%} {forgotten(model):9.3f}",
               flush=True)
 
     row("none", pretrained(int(seed)))
@@ -141,7 +141,7 @@ def instruct(seed: str = "0", steps: int = 200) -> None:
 def seeds(first: str = "0", last: str = "9") -> None:
     """The whole arc for each of ten seeds."""
     print("seed  recalled |  answered  against habit  invented |  answered  against habit  "
-          "refused  invented")
+          "invented")
     for seed in range(int(first), int(last) + 1):
         model = pretrained(seed)
         recalled = evaluate(Alone(model), CORPUS).answers
@@ -149,7 +149,7 @@ def seeds(first: str = "0", last: str = "9") -> None:
         a = verdict(model, 0.25)
         b = verdict(rewarded(model, seed, REWARD_STEPS, 0.1), 0.25)
         print(f"{seed:4} {recalled:9.1%} | {a.answered:9.1%} {a.unusual:14.1%} {a.invented:9.1%} | "
-              f"{b.answered:9.1%} {b.unusual:14.1%} {b.refused:8.1%} {b.invented:9.1%}", flush=True)
+              f"{b.answered:9.1%} {b.unusual:14.1%} {b.invented:9.1%}", flush=True)
 
 
 REWARD_STEPS = 1000
@@ -205,15 +205,15 @@ def passes(model: FastLLM) -> list[float]:
 
 def reward(seed: str = "0") -> None:
     """What practice does to the odds of being right once in k tries."""
-    print("                                    k = 1       2       4       8      16   stories")
+    print("                 k = 1       2       4       8      16   stories")
     def row(name: str, model: FastLLM) -> None:
-        print(f"{name:34}" + "".join(f"{x:8.1%}" for x in passes(model))
+        print(f"{name:14}" + "".join(f"{x:8.1%}" for x in passes(model))
               + f"{forgotten(model):9.3f}", flush=True)
 
     for n in 0, 10, 50:
         model = instructed(int(seed), n) if n else pretrained(int(seed))
         row(f"{n} examples", model)
-        row(f"{n} examples, and {REWARD_STEPS} of practice", rewarded(model, int(seed), REWARD_STEPS))
+        row("  and practice", rewarded(model, int(seed), REWARD_STEPS))
 
 
 PLACES = np.array([word in WORLD.places for word in TOKENIZER.tokens])
