@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 import xml.etree.ElementTree
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ import simple_llm
 from simple_llm.cli import train as command_train
 from simple_llm.cli.curve import write_curve
 from simple_llm.cli.main import main, make_parser
+from simple_llm.cli.models import context_of
 from simple_llm.cli.progress import Progress
 from simple_llm.engine.resume import CHECKPOINT, read_checkpoint
 from simple_llm.model import Config, SimpleLLM
@@ -193,6 +196,36 @@ def test_a_model_of_llamas_form_does_all_that_the_other_does(tmp_path):
     assert refused.returncode == 2 and "--from brings" in refused.stderr
 
 
+def test_a_text_can_be_read_in_shorter_rows_than_a_models_context(home, tmp_path):
+    """Fine-tuning keeps the context and the chat template, and says what it cannot."""
+    shutil.copytree(home / "model", tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text("{{ messages }} é", "utf-8")
+    (tmp_path / "text.txt").write_text(TEXT, "utf-8")
+    L = SimpleLLM.from_pretrained(tmp_path / "model").config.context_length
+    tune = "train --from model --corpus text.txt --max-steps 2 --no-ladder --workers 1 --out".split()
+    for command in ([*tune, "tuned", "--context", str(L - 3)], [*tune, "tuned", "--resume"],
+                    ["eval", "--corpus", "text.txt", "--context", "3"]):
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    tuned = tmp_path / "tuned"
+    assert SimpleLLM.from_pretrained(tuned).config.context_length == L
+    assert (tuned / "chat_template.jinja").read_text("utf-8") == "{{ messages }} é"
+    for command in ([*tune, "more"], ["eval", "--corpus", "text.txt"]):
+        assert_one_sentence(run(*command, "--context", str(L + 1), cwd=tmp_path), f"--context {L + 1}", f"{L} tokens")
+    assert not (tmp_path / "more").exists()
+
+
+def test_a_long_context_is_not_filled_unless_somebody_asks():
+    model = SimpleNamespace(config=SimpleNamespace(context_length=8192))
+    with pytest.warns(UserWarning, match="rows of 1024 tokens, of the 8192"):
+        assert context_of(model, None) == 1024
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert context_of(model, 8192) == 8192
+        model.config.context_length = 1024
+        assert context_of(model, None) == 1024
+
+
 def test_a_tilde_is_the_home_directory_wherever_a_path_is_typed(home, tmp_path):
     shutil.copytree(home / "model", tmp_path / "mine")
     (tmp_path / "text.txt").write_text(TEXT)
@@ -271,7 +304,6 @@ def test_a_corpus_that_cannot_be_used(tmp_path, corpus, says):
     "train --learning-rate 0", "train --dropout 1", "generate --top-k 0",
     "generate --temperature nan", "generate --top-p -1", "tokenize a b", "inspect",
     "train --context 9", "train --corpus text.txt --from model --width 16",
-    "train --corpus text.txt --from model --context 9",
     "generate --temperature 0 --top-k 3", "chat --top-p 0.9", "chat --seed 0",
 ])
 def test_a_wrong_option_or_one_that_would_mislead_exits_2(capsys, typed):
