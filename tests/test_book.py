@@ -4,7 +4,10 @@ import builtins
 import re
 import symtable
 import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import pytest
 
@@ -21,6 +24,23 @@ TANGLED = [block for block in BLOCKS if block.kind]
 
 def title(chapter):
     return chapter.split("\n", 1)[0].removeprefix("## ")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_meanwhile():
+    """Other processes draw the pictures while the first chapters are tried."""
+    draw, locks = book.drawings, defaultdict(Lock)
+
+    def wait_or_draw(command):
+        with locks[command]:
+            return draw(command)
+
+    book.drawings = wait_or_draw
+    with ThreadPoolExecutor(1) as pool:
+        for command in book.DRAWERS:
+            pool.submit(wait_or_draw, command)
+        yield
+    book.drawings = draw
 
 
 @pytest.mark.parametrize("chapter", [OPENING, *CHAPTERS], ids=title)
