@@ -26,7 +26,7 @@ def title(chapter):
     return chapter.split("\n", 1)[0].removeprefix("## ")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def drawn_meanwhile():
     """Other processes draw the pictures while the first chapters are tried."""
     draw, locks = book.drawings, defaultdict(Lock)
@@ -44,7 +44,7 @@ def drawn_meanwhile():
 
 
 @pytest.mark.parametrize("chapter", [OPENING, *CHAPTERS], ids=title)
-def test_what_a_chapter_shows_is_what_the_program_prints(chapter):
+def test_what_a_chapter_shows_is_what_the_program_prints(chapter, drawn_meanwhile):
     line = TEXT.count("\n", 0, TEXT.index(chapter))
     part = "\n" * line + chapter                           # its lines are the book's
     wrong = book.stale(part, TEXT, NUMBERS)

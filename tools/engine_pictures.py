@@ -89,19 +89,17 @@ def draw_write(path: Path) -> None:
 # Chapter 22: many workers
 
 class Watched:
-    """In place of a model: notes the shape of each micro-batch."""
+    """In place of a model: notes the targets of each micro-batch."""
 
     def __init__(self) -> None:
-        self.shapes: list[tuple[int, int]] = []
+        self.seen: list[np.ndarray] = []
 
     def loss(self, ids: np.ndarray, targets: np.ndarray, n_targets: int) -> float:
-        self.shapes.append(targets.shape)
-        self.targets = targets
+        self.seen.append(targets)
         return 0.0
 
     def backward(self) -> None:
-        self.lengths = getattr(self, "lengths", [])
-        self.lengths += [(self.targets >= 0).sum(axis=1)]
+        pass
 
 
 def draw_shares(path: Path, workers: int = 2) -> None:
@@ -124,8 +122,9 @@ def draw_shares(path: Path, workers: int = 2) -> None:
         watched = Watched()
         parallel.gradient_in_micro_batches(watched, share, n_words)
         y = top
-        for (rows, longest), lengths in zip(watched.shapes, watched.lengths):
-            computed += rows * longest
+        for targets in watched.seen:
+            (rows, longest), lengths = targets.shape, (targets >= 0).sum(axis=1)
+            computed += targets.size
             drawing.rect(left, y, wide * longest / T, thin * rows, LIGHT_GREY)
             for length in lengths:
                 drawing.rect(left, y + 1, wide * length / T, thin - 2, LIGHT_BLUE)
@@ -194,8 +193,6 @@ def serve_readers() -> list[dict[str, int]]:
     try:
         come(engine, 0)
         engine.start()
-        for thread in threads:
-            thread.join()
         while readers or any(thread.is_alive() for thread in threads):
             time.sleep(0.01)
     finally:
